@@ -1,0 +1,1 @@
+//! The `streamfs` command as a library.

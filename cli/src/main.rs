@@ -1,0 +1,2 @@
+//! The `streamfs` command.
+fn main() {}

@@ -1,0 +1,125 @@
+//! Reading byte ranges of a package's stored objects from wherever they are.
+//!
+//! A [`Backend`] is one configured origin, narrowed to one package's folder. It moves bytes and checks nothing
+//! about their meaning: verification belongs to the callers. Retry, recording and fault injection are wrappers
+//! around a backend, never flags in it.
+
+mod http;
+mod local;
+
+pub mod faults;
+pub mod recording;
+pub mod retry;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::stream::BoxStream;
+
+use crate::config::OriginConfig;
+use crate::error::{Error, Result};
+use crate::location::{Origin, PackageLocation};
+
+pub use http::HttpBackend;
+pub use local::LocalBackend;
+
+/// Path of a stored object within a package's folder: `/`-separated, relative, free of `.`, `..` and empty parts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectPath(String);
+
+impl ObjectPath {
+    /// Checks `path` and wraps it. Each component is 1 to 255 bytes of ASCII letters, digits and `._+-~`, and
+    /// does not begin with a dot.
+    pub fn new(path: impl Into<String>) -> Result<Self> {
+        let path = path.into();
+        let ok = path.split('/').all(|part| {
+            !part.is_empty()
+                && part.len() <= 255
+                && !part.starts_with('.')
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-~".contains(&b))
+        });
+        if ok { Ok(Self(path)) } else { Err(Error::InvalidInput(format!("{path:?} is not the path of a stored object"))) }
+    }
+
+    /// The path as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ObjectPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Bytes as they arrive. Pieces have any size; their sum is exactly what was asked for, or the stream ends with
+/// an error (a stream that ends early without one is a bug of the backend).
+pub type ByteStream = BoxStream<'static, Result<Bytes>>;
+
+/// How urgent a read is, and whether intermediaries may answer it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// Ask caches between here and the origin to fetch anew, because what they gave was damaged.
+    pub bypass_caches: bool,
+}
+
+/// What an origin said of an object's state, for asking later whether it changed. Opaque.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Validator(pub String);
+
+/// Answer to [`Backend::read_small`].
+#[derive(Debug, Clone)]
+pub enum SmallRead {
+    /// The object as it is now, with a validator if the origin gives any.
+    Object {
+        /// All its bytes.
+        bytes: Bytes,
+        /// For the next conditional read.
+        validator: Option<Validator>,
+    },
+    /// Unchanged since the validator that was passed.
+    NotModified,
+}
+
+/// A way to read the stored objects of one package.
+#[async_trait]
+pub trait Backend: Send + Sync + fmt::Debug + 'static {
+    /// Where this reads from, for messages: no credentials.
+    fn origin(&self) -> &str;
+
+    /// Reads exactly `range` of `object` (bytes; not empty).
+    ///
+    /// # Errors
+    /// `NotFound`, `Denied`, `Unreachable`, `TimedOut`, `BadAnswer`; from the call or from the stream.
+    async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream>;
+
+    /// Reads a small object whole, unless it is unchanged since `known`.
+    ///
+    /// # Errors
+    /// As `read_range`, and `BadAnswer` if the object is longer than `limit_bytes`.
+    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead>;
+}
+
+/// Opens the origin of `location`, narrowed to its package, with retries as `config` says.
+pub fn open(location: &PackageLocation, config: &OriginConfig) -> Result<Arc<dyn Backend>> {
+    let plain: Arc<dyn Backend> = match &location.origin {
+        Origin::Folder(root) => Arc::new(LocalBackend::new(root.join(location.package.as_str()))),
+        Origin::Http(root) => Arc::new(HttpBackend::new(root, &location.package, config)?),
+    };
+    Ok(Arc::new(retry::Retry::new(plain, config.retry.clone())))
+}
+
+/// Collects a stream that must bring exactly `length` bytes.
+pub async fn collect(mut stream: ByteStream, length: usize) -> Result<Bytes> {
+    use futures::TryStreamExt;
+    let mut out = bytes::BytesMut::with_capacity(length);
+    while let Some(piece) = stream.try_next().await? {
+        out.extend_from_slice(&piece);
+    }
+    debug_assert_eq!(out.len(), length, "a backend's stream brings what was asked for or fails");
+    Ok(out.freeze())
+}

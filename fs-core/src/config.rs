@@ -1,0 +1,74 @@
+//! Settings of an agent and of its origins.
+//!
+//! Read from TOML; unknown keys are errors, so that a typing mistake is not silently a default. Where files lie and
+//! how environment variables override them is the command line's business.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// How an origin is reached.
+#[derive(Debug, Clone, Default)]
+pub struct OriginConfig {
+    /// Extra certificate authorities (PEM files), beside the system's.
+    pub ca_files: Vec<PathBuf>,
+    /// Credentials, if the origin wants any.
+    pub credentials: Credentials,
+    /// Retry and deadlines.
+    pub retry: RetryPolicy,
+}
+
+/// Credentials for one origin. `Debug` shows only which kind it is.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub enum Credentials {
+    /// None.
+    #[default]
+    None,
+    /// HTTP Basic.
+    Basic {
+        /// User name.
+        user: String,
+        /// Password.
+        password: String,
+    },
+    /// HTTP Bearer token.
+    Bearer(String),
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Credentials::None => "None",
+            Credentials::Basic { .. } => "Basic(..)",
+            Credentials::Bearer(_) => "Bearer(..)",
+        })
+    }
+}
+
+/// When to try again, and when to give up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Give up a whole read after this long. DESIGN default: 60 s.
+    pub read_deadline: Duration,
+    /// Give up one request when no byte came for this long.
+    pub stall_timeout: Duration,
+    /// Give up connecting after this long.
+    pub connect_timeout: Duration,
+    /// First pause before a retry; doubles each time, with full jitter.
+    pub first_backoff: Duration,
+    /// Longest pause.
+    pub max_backoff: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            read_deadline: Duration::from_secs(60),
+            stall_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            first_backoff: Duration::from_millis(50),
+            max_backoff: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! How packages are named: `CONTENT/PACKAGE[@VERSION|@CHANNEL]`.
+//!
+//! ```
+//! use fs_core::location::{PackageLocation, Origin};
+//! let it: PackageLocation = "https://apps.example/content/gimp@2.10".parse().unwrap();
+//! assert_eq!(it.package.as_str(), "gimp");
+//! assert_eq!(it.selector.unwrap().as_str(), "2.10");
+//! assert!(matches!(it.origin, Origin::Http(_)));
+//! ```
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::error::{Error, Result};
+
+/// Channel that `publish` sets and `mount` follows unless told otherwise.
+pub const DEFAULT_CHANNEL: &str = "stable";
+
+/// Longest package, version or channel name, in bytes; leaves room for suffixes within 255-byte file names.
+pub const NAME_MAX_BYTES: usize = 128;
+
+fn check_name(what: &str, s: &str) -> Result<()> {
+    let ok = !s.is_empty()
+        && s.len() <= NAME_MAX_BYTES
+        && !s.starts_with(['.', '-'])
+        && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-~".contains(&b));
+    if ok {
+        return Ok(());
+    }
+    Err(Error::InvalidInput(format!(
+        "{what} {s:?} cannot be used: 1 to {NAME_MAX_BYTES} ASCII letters, digits and . _ + - ~ are allowed, not beginning with . or -"
+    )))
+}
+
+macro_rules! name_type {
+    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(s: &str) -> Result<Self> {
+                check_name($what, s)?;
+                Ok(Self(s.to_owned()))
+            }
+        }
+        impl TryFrom<String> for $name {
+            type Error = Error;
+            fn try_from(s: String) -> Result<Self> {
+                s.parse()
+            }
+        }
+        impl From<$name> for String {
+            fn from(n: $name) -> String {
+                n.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+name_type!(
+    /// Name of a package: one folder of the content root.
+    PackageName, "package name");
+name_type!(
+    /// Name of one immutable version of a package.
+    PackageVersion, "version");
+name_type!(
+    /// Name of a channel: a signed pointer at a version.
+    Channel, "channel");
+name_type!(
+    /// What follows the `@`: a version or a channel. A version of that name wins.
+    Selector, "version or channel");
+
+/// Where a content root is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A folder on this machine (or one that the operating system mounted).
+    Folder(PathBuf),
+    /// A web server; the URL of the content root, its path ending in `/`, without user or password.
+    Http(Url),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Folder(p) => write!(f, "{}", p.display()),
+            Origin::Http(u) => f.write_str(u.as_str().trim_end_matches('/')),
+        }
+    }
+}
+
+/// A package at a content root, and which version of it is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PackageLocation {
+    /// The content root.
+    pub origin: Origin,
+    /// The package's folder in it.
+    pub package: PackageName,
+    /// The version or channel after `@`; `None` means the default channel.
+    pub selector: Option<Selector>,
+}
+
+impl PackageLocation {
+    /// Same package, without version or channel: what a catalog, pinned trust and polling are keyed by.
+    pub fn package_key(&self) -> String {
+        format!("{}/{}", self.origin.to_string().trim_end_matches('/'), self.package)
+    }
+}
+
+impl fmt::Display for PackageLocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.package_key())?;
+        match &self.selector {
+            Some(s) => write!(f, "@{s}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for PackageLocation {
+    type Err = Error;
+
+    /// Parses `CONTENT/PACKAGE[@VERSION|@CHANNEL]`. A relative folder is made absolute against the current
+    /// directory, so that the location means the same to the agent.
+    fn from_str(s: &str) -> Result<Self> {
+        let bad = |why: &str| {
+            Error::InvalidInput(format!(
+                "cannot read the package location {s:?}: {why}; expected CONTENT/PACKAGE[@VERSION|@CHANNEL], for example https://apps.example/content/gimp@2.10 or /srv/content/gimp"
+            ))
+        };
+        if s.chars().any(char::is_control) {
+            return Err(bad("it contains a control character"));
+        }
+        let trimmed = s.trim_end_matches('/');
+        let slash = trimmed.rfind('/').ok_or_else(|| bad("there is no / between content root and package"))?;
+        let (content, last) = (&trimmed[..slash], &trimmed[slash + 1..]);
+        let (name, selector) = match last.split_once('@') {
+            Some((n, v)) => (n, Some(v.parse().map_err(|e: Error| bad(&e.to_string()))?)),
+            None => (last, None),
+        };
+        let package: PackageName = name.parse().map_err(|e: Error| bad(&e.to_string()))?;
+        let origin = match content.split_once("://") {
+            Some(("http" | "https", _)) => Origin::Http(parse_http(content, &bad)?),
+            Some(("file", path)) => {
+                let url = Url::parse(&format!("file://{path}/")).map_err(|e| bad(&e.to_string()))?;
+                Origin::Folder(url.to_file_path().map_err(|()| bad("a file:// URL must name an absolute local folder"))?)
+            }
+            Some((scheme, _)) => return Err(bad(&format!("the scheme {scheme}:// is not supported by this build"))),
+            None => {
+                let path = if content.is_empty() { "/" } else { content };
+                Origin::Folder(std::path::absolute(path).map_err(|e| bad(&e.to_string()))?)
+            }
+        };
+        Ok(Self { origin, package, selector })
+    }
+}
+
+fn parse_http(content: &str, bad: &impl Fn(&str) -> Error) -> Result<Url> {
+    let url = Url::parse(&format!("{content}/")).map_err(|e| bad(&e.to_string()))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(bad(
+            "a user or password does not belong into a URL (others can see command lines); use STREAMFS_HTTP_USER and STREAMFS_HTTP_PASSWORD, STREAMFS_TOKEN, or the configuration file",
+        ));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("a content root has neither ? nor #"));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(bad("there is no host"));
+    }
+    Ok(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_are_read_and_written_back() {
+        for (input, shown) in [
+            ("/srv/content/gimp", "/srv/content/gimp"),
+            ("/srv/content/gimp/", "/srv/content/gimp"),
+            ("file:///srv/a%20b/gimp@stable", "/srv/a b/gimp@stable"),
+            ("http://h:8080/x/y/gimp@1.0", "http://h:8080/x/y/gimp@1.0"),
+            ("https://h/gimp", "https://h/gimp"),
+            ("/gimp", "/gimp"),
+        ] {
+            assert_eq!(input.parse::<PackageLocation>().unwrap().to_string(), shown, "{input}");
+        }
+    }
+
+    #[test]
+    fn bad_locations_say_why() {
+        for (input, part) in [
+            ("gimp", "no /"),
+            ("http://user:pw@h/x/gimp", "does not belong"),
+            ("ftp://h/x", "scheme ftp"),
+            ("/srv/ge t", "package name"),
+            ("/srv/..", "package name"),
+            ("/srv/a@", "version or channel"),
+            ("http:///x", "package location"),
+            ("/srv/a\n", "control"),
+        ] {
+            let e = input.parse::<PackageLocation>().unwrap_err().to_string();
+            assert!(e.contains(part), "{input}: {e}");
+            assert!(!e.contains("pw@") || input.contains("pw"), "{e}");
+        }
+    }
+}
