@@ -1,8 +1,34 @@
-//! What is stored: descriptor, tree, blocks and packs. docs/FORMAT.md names every byte.
+//! What is stored: descriptor, tree, blocks and packs, and publishing them. docs/FORMAT.md names every byte.
+//!
+//! ```text
+//! PACKAGE/
+//!   head, metadata/, descriptors/     signed: see `trust`
+//!   trees/<hash>                      pages of names and attributes     tree
+//!   packs/<hash>                      compressed blocks and their index pack, block
+//! ```
+//!
+//! Parsers here take hostile bytes: they check every length before using it, allocate no more than the input
+//! justifies, and never panic.
+
+pub mod block;
+pub mod descriptor;
+pub mod pack;
+pub mod publish;
+pub mod tree;
+
+mod bytes_at;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+/// Newest package format that this program writes and reads.
+pub const FORMAT_VERSION: u64 = 1;
+
+/// Folder of tree objects in a package's folder.
+pub const TREE_DIR: &str = "trees";
+/// Folder of packs in a package's folder.
+pub const PACK_DIR: &str = "packs";
 
 /// Index of a node in a version's tree, from 1 (the root directory).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,5 +79,18 @@ impl std::str::FromStr for Hash {
         let mut out = [0; 32];
         hex::decode_to_slice(s, &mut out)?;
         Ok(Hash(out))
+    }
+}
+
+impl Serialize for Hash {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse().map_err(|e| serde::de::Error::custom(format!("{text:?} is not 64 hexadecimal digits: {e}")))
     }
 }

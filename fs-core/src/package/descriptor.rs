@@ -1,0 +1,189 @@
+//! The descriptor: a version's small signed record, from which everything else of it is found and verified.
+//!
+//! JSON, because the metadata around it is, and because an administrator may want to read it. Its integrity comes
+//! from the signed metadata, which names its SHA-256 and length.
+
+use serde::{Deserialize, Serialize};
+
+use super::tree::PAGE_MAX_BYTES;
+use super::{FORMAT_VERSION, Hash, PACK_DIR, TREE_DIR};
+use crate::backend::ObjectPath;
+use crate::error::{Error, Result};
+use crate::location::{PackageName, PackageVersion};
+
+/// No descriptor is longer. 4 MiB holds about 40,000 packs, which is 2.5 TiB of stored blocks.
+pub const DESCRIPTOR_MAX_BYTES: u64 = 4 << 20;
+/// Deepest tree of pages: 5 levels of at least 2-fold branching never occur in practice below 2^40 nodes.
+pub const LEVELS_MAX: usize = 8;
+
+/// A version's record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Descriptor {
+    /// [`FORMAT_VERSION`] of the stored objects.
+    pub format: u64,
+    /// The package this belongs to.
+    pub package: PackageName,
+    /// The version's name.
+    pub version: PackageVersion,
+    /// The tree object.
+    pub tree: TreeRef,
+    /// Packs that extents refer to by index.
+    pub packs: Vec<PackRef>,
+    /// Sums over the tree.
+    pub totals: TreeTotals,
+}
+
+/// Where the tree object is and how its pages hang together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TreeRef {
+    /// BLAKE3 of the whole object, which is also its name.
+    pub object: Hash,
+    /// Its length.
+    pub bytes: u64,
+    /// Names and attributes, by node.
+    pub nodes: PageTree,
+    /// Extents of files with too many to stand beside their names, by node and position; absent if none has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extents: Option<PageTree>,
+}
+
+/// One B+tree of pages: its levels from the root page down to the leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageTree {
+    /// The root page, alone on the first level.
+    pub root: PageSum,
+    /// The levels, from the root's.
+    pub levels: Vec<Level>,
+}
+
+/// How to verify one page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PageSum {
+    /// Length as stored (compressed).
+    pub stored: u32,
+    /// Length uncompressed.
+    pub length: u32,
+    /// BLAKE3 of the uncompressed page.
+    pub hash: Hash,
+}
+
+/// One level of a page tree: consecutive pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Level {
+    /// Position of its first page in the tree object.
+    pub offset: u64,
+    /// Bytes of the level in the tree object.
+    pub bytes: u64,
+    /// How many pages.
+    pub pages: u32,
+}
+
+/// One pack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PackRef {
+    /// BLAKE3 of the whole object, which is also its name.
+    pub object: Hash,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// Sums over a tree.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TreeTotals {
+    /// Highest node number; hard links' further names count.
+    pub nodes: u64,
+    /// Regular files.
+    pub files: u64,
+    /// Directories with the root.
+    pub directories: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Sum of the files' sizes.
+    pub bytes: u64,
+    /// Sum of the files' bytes that are not holes.
+    pub allocated_bytes: u64,
+}
+
+impl TreeRef {
+    /// Path of the object.
+    pub fn path(&self) -> ObjectPath {
+        object_path(TREE_DIR, &self.object)
+    }
+}
+
+impl PackRef {
+    /// Path of the object.
+    pub fn path(&self) -> ObjectPath {
+        object_path(PACK_DIR, &self.object)
+    }
+}
+
+fn object_path(dir: &str, hash: &Hash) -> ObjectPath {
+    ObjectPath::new(format!("{dir}/{hash}")).expect("a hexadecimal name is an object path")
+}
+
+impl Descriptor {
+    /// Reads a descriptor. `whence` names it in errors.
+    ///
+    /// # Errors
+    /// `UnsupportedFormat` for a newer format; `Damaged` if it is not a descriptor or breaks a limit.
+    pub fn parse(bytes: &[u8], whence: &str) -> Result<Self> {
+        if bytes.len() as u64 > DESCRIPTOR_MAX_BYTES {
+            return Err(Error::damaged(whence, format!("it is longer than {DESCRIPTOR_MAX_BYTES} bytes")));
+        }
+        // The format number is read first and alone: a newer format may have any other fields.
+        #[derive(Deserialize)]
+        struct Format {
+            format: u64,
+        }
+        let broken = |e: serde_json::Error| Error::damaged(whence, format!("it is not a descriptor: {e}"));
+        let Format { format } = serde_json::from_slice(bytes).map_err(broken)?;
+        if format != FORMAT_VERSION {
+            return Err(Error::UnsupportedFormat { what: whence.to_owned(), found: format, supported: FORMAT_VERSION });
+        }
+        let descriptor: Descriptor = serde_json::from_slice(bytes).map_err(broken)?;
+        match descriptor.broken_rule() {
+            Some(rule) => Err(Error::damaged(whence, rule)),
+            None => Ok(descriptor),
+        }
+    }
+
+    /// The bytes to sign: same descriptor, same bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a descriptor has only string keys")
+    }
+
+    fn broken_rule(&self) -> Option<String> {
+        let trees = std::iter::once(&self.tree.nodes).chain(&self.tree.extents);
+        for tree in trees {
+            if tree.levels.is_empty() || tree.levels.len() > LEVELS_MAX {
+                return Some(format!("a page tree has {} levels", tree.levels.len()));
+            }
+            if tree.levels[0].pages != 1 || tree.levels[0].bytes != u64::from(tree.root.stored) {
+                return Some("the first level of a page tree is not its root page".into());
+            }
+            if tree.root.length as usize > PAGE_MAX_BYTES || tree.root.stored > tree.root.length || tree.root.stored == 0 {
+                return Some("a root page is too long".into());
+            }
+            for level in &tree.levels {
+                let inside = level.offset.checked_add(level.bytes).is_some_and(|end| end <= self.tree.bytes);
+                if !inside || level.pages == 0 {
+                    return Some("a level lies outside of the tree object".into());
+                }
+            }
+        }
+        let t = &self.totals;
+        let parts = t.files.checked_add(t.directories).and_then(|n| n.checked_add(t.symlinks));
+        if t.nodes == 0 || t.nodes > u64::from(u32::MAX) || parts.is_none_or(|n| n > t.nodes) {
+            return Some("its totals contradict each other".into());
+        }
+        None
+    }
+}
