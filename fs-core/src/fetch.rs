@@ -1,1 +1,458 @@
-//! x
+//! Fetching: one fetch per block, whoever asks and however many.
+//!
+//! A caller names the blocks it wants ([`Wanted`]). Those that are being fetched already are waited for; the others
+//! are looked for on disk, then fetched, neighbours in one range request. Each block is handed out as soon as its own
+//! bytes have arrived and were verified, not when the request ends.
+//!
+//! Background work (load, read-ahead) starts no request while a demand read is outstanding.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
+
+use crate::backend::{Backend, ObjectPath, ReadOptions, collect};
+use crate::cache::{Blob, Cache};
+use crate::error::{Error, Result};
+use crate::package::Hash;
+use crate::package::block;
+
+/// Demand requests under way at once. HTTP/2 servers commonly allow 100 streams; 32 fill any network in FACTS.
+const DEMAND_REQUESTS_MAX: usize = 32;
+/// Background requests under way at once.
+const BACKGROUND_REQUESTS_MAX: usize = 4;
+/// Longest range of one request: bounds what one broken transfer costs and memory that waits for verification.
+const RANGE_MAX_BYTES: u64 = 4 << 20;
+/// No block or page is longer than this uncompressed.
+const DECODED_MAX_BYTES: usize = block::BLOCK_MAX_BYTES;
+
+/// How urgent a fetch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// Somebody waits.
+    Demand,
+    /// Nobody waits yet.
+    Background,
+}
+
+/// A block (or tree page) that is wanted, and everything needed to fetch, verify and keep it.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The stored object.
+    pub object: Arc<ObjectPath>,
+    /// Where its stored bytes begin.
+    pub offset: u64,
+    /// How many stored bytes.
+    pub stored: u32,
+    /// Length uncompressed.
+    pub length: u32,
+    /// Hash of the uncompressed bytes.
+    pub hash: Hash,
+    /// Where it belongs on disk: blob and position. `None`: in memory only.
+    pub home: Option<(Arc<Blob>, u64)>,
+}
+
+impl Wanted {
+    fn whence(&self) -> String {
+        format!("{} at byte {}", self.object, self.offset)
+    }
+}
+
+type Outcome = Option<std::result::Result<Bytes, Arc<Error>>>;
+
+/// Counters since the fetcher was made.
+#[derive(Debug, Default)]
+pub struct FetchCounters {
+    requests: AtomicU64,
+    bytes: AtomicU64,
+    blocks: AtomicU64,
+    blocks_from_disk: AtomicU64,
+    damaged: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// What was fetched.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct FetchStatistics {
+    /// Range requests made.
+    pub requests: u64,
+    /// Stored bytes received.
+    pub bytes_fetched: u64,
+    /// Blocks received.
+    pub blocks_fetched: u64,
+    /// Blocks found on disk when they were not in memory.
+    pub blocks_from_disk: u64,
+    /// Blocks that came damaged, before they were asked for again.
+    pub damaged: u64,
+    /// Blocks that could not be had.
+    pub failed: u64,
+}
+
+/// Fetches blocks of one package.
+#[derive(Debug)]
+pub struct Fetcher {
+    backend: Arc<dyn Backend>,
+    cache: Arc<Cache>,
+    runtime: Handle,
+    in_flight: Mutex<HashMap<Hash, InFlight>>,
+    demand_slots: Semaphore,
+    background_slots: Semaphore,
+    demand_outstanding: AtomicUsize,
+    demand_done: Notify,
+    deadline: Duration,
+    counters: FetchCounters,
+}
+
+/// A block that somebody brings.
+#[derive(Debug)]
+struct InFlight {
+    outcome: watch::Receiver<Outcome>,
+    /// Set when a demand read joins a background fetch, which then must not give way to demand any more.
+    promoted: Arc<watch::Sender<bool>>,
+}
+
+/// A block that this call must bring, and whom to tell.
+struct Claim {
+    wanted: Wanted,
+    tell: watch::Sender<Outcome>,
+    promoted: Arc<watch::Sender<bool>>,
+}
+
+/// Counts a waiting demand read; background work resumes when the last is gone.
+struct DemandGuard<'a>(&'a Fetcher);
+
+impl<'a> DemandGuard<'a> {
+    fn new(fetcher: &'a Fetcher, urgency: Urgency) -> Option<Self> {
+        (urgency == Urgency::Demand).then(|| {
+            fetcher.demand_outstanding.fetch_add(1, Ordering::SeqCst);
+            Self(fetcher)
+        })
+    }
+}
+
+impl Drop for DemandGuard<'_> {
+    fn drop(&mut self) {
+        if self.0.demand_outstanding.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.demand_done.notify_waiters();
+        }
+    }
+}
+
+impl Fetcher {
+    /// A fetcher from `backend` into `cache`. No wait is longer than `deadline`. Must be called within a runtime, which runs
+    /// the fetches.
+    pub fn new(backend: Arc<dyn Backend>, cache: Arc<Cache>, deadline: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            backend,
+            cache,
+            runtime: Handle::current(),
+            in_flight: Mutex::default(),
+            demand_slots: Semaphore::new(DEMAND_REQUESTS_MAX),
+            background_slots: Semaphore::new(BACKGROUND_REQUESTS_MAX),
+            demand_outstanding: AtomicUsize::new(0),
+            demand_done: Notify::new(),
+            deadline,
+            counters: FetchCounters::default(),
+        })
+    }
+
+    /// Where it fetches from.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// Where it keeps blocks.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
+    }
+
+    /// The runtime that runs the fetches.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Counters since it was made.
+    pub fn statistics(&self) -> FetchStatistics {
+        let c = &self.counters;
+        let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        FetchStatistics {
+            requests: get(&c.requests),
+            bytes_fetched: get(&c.bytes),
+            blocks_fetched: get(&c.blocks),
+            blocks_from_disk: get(&c.blocks_from_disk),
+            damaged: get(&c.damaged),
+            failed: get(&c.failed),
+        }
+    }
+
+    /// Brings all of `wanted`, in that order, decoded and verified.
+    ///
+    /// # Errors
+    /// The first block's that could not be had, or `TimedOut`.
+    pub async fn get(self: &Arc<Self>, wanted: Vec<Wanted>, urgency: Urgency) -> Result<Vec<Bytes>> {
+        let _demand = DemandGuard::new(self, urgency);
+        let objects: Vec<Arc<ObjectPath>> = wanted.iter().map(|w| w.object.clone()).collect();
+        let receivers = self.request(wanted, urgency);
+        let mut blocks = Vec::with_capacity(receivers.len());
+        let all = async {
+            for mut receiver in receivers {
+                let outcome = match receiver.wait_for(Option::is_some).await {
+                    Ok(outcome) => outcome.clone(),
+                    Err(_) => None,
+                };
+                match outcome {
+                    Some(Ok(block)) => blocks.push(block),
+                    Some(Err(e)) => return Err(Error::Shared(e)),
+                    None => return Err(Error::Cancelled),
+                }
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(self.deadline, all).await {
+            Ok(result) => result.map(|()| blocks),
+            Err(_) => Err(Error::TimedOut {
+                object: objects.get(blocks.len()).map_or_else(String::new, |o| o.to_string()),
+                origin: self.backend.origin().to_owned(),
+                after: self.deadline,
+            }),
+        }
+    }
+
+    /// Starts whatever is not under way yet.
+    fn request(self: &Arc<Self>, wanted: Vec<Wanted>, urgency: Urgency) -> Vec<watch::Receiver<Outcome>> {
+        let mut claims = Vec::new();
+        let mut receivers = Vec::with_capacity(wanted.len());
+        let promoted = Arc::new(watch::Sender::new(urgency == Urgency::Demand));
+        let mut in_flight = self.in_flight.lock();
+        for wanted in wanted {
+            if let Some(fetch) = in_flight.get(&wanted.hash) {
+                if urgency == Urgency::Demand {
+                    fetch.promoted.send_if_modified(|promoted| !std::mem::replace(promoted, true));
+                }
+                receivers.push(fetch.outcome.clone());
+                continue;
+            }
+            let (tell, receiver) = watch::channel(None);
+            if let Some(block) = self.cache.in_memory(&wanted.hash) {
+                tell.send_replace(Some(Ok(block)));
+            } else {
+                in_flight.insert(wanted.hash, InFlight { outcome: receiver.clone(), promoted: promoted.clone() });
+                claims.push(Claim { wanted, tell, promoted: promoted.clone() });
+            }
+            receivers.push(receiver);
+        }
+        drop(in_flight);
+        if !claims.is_empty() {
+            let this = self.clone();
+            self.runtime.spawn(async move { this.bring(claims).await });
+        }
+        receivers
+    }
+
+    /// From disk what is there, from the origin the rest, neighbours together.
+    async fn bring(self: Arc<Self>, claims: Vec<Claim>) {
+        let this = self.clone();
+        let looked = tokio::task::spawn_blocking(move || this.from_disk(claims)).await;
+        // The closure does not panic; if the runtime is shutting down, dropping the claims tells the waiters.
+        let Ok(mut missing) = looked else { return };
+        missing.sort_by(|a, b| (&a.wanted.object, a.wanted.offset).cmp(&(&b.wanted.object, b.wanted.offset)));
+        for run in runs(missing) {
+            let this = self.clone();
+            self.runtime.spawn(async move { this.fetch_run(run).await });
+        }
+    }
+
+    fn from_disk(&self, claims: Vec<Claim>) -> Vec<Claim> {
+        let mut missing = Vec::new();
+        for claim in claims {
+            let Wanted { home, length, hash, .. } = &claim.wanted;
+            match home.as_ref().and_then(|(blob, at)| self.cache.on_disk(blob, *at, *length, hash)) {
+                Some(block) => {
+                    self.counters.blocks_from_disk.fetch_add(1, Ordering::Relaxed);
+                    self.deliver(claim, Ok(block));
+                }
+                None => missing.push(claim),
+            }
+        }
+        missing
+    }
+
+    /// Hands a block out. It is in memory before it stops being under way, so that nobody fetches it again.
+    fn deliver(&self, claim: Claim, outcome: Result<Bytes>) {
+        let hash = claim.wanted.hash;
+        let outcome = match outcome {
+            Ok(block) => {
+                self.cache.remember(hash, block.clone());
+                Ok(block)
+            }
+            Err(e) => {
+                self.counters.failed.fetch_add(1, Ordering::Relaxed);
+                Err(Arc::new(e))
+            }
+        };
+        self.in_flight.lock().remove(&hash);
+        claim.tell.send_replace(Some(outcome));
+    }
+
+    /// Waits for its turn: at once for demand; when nobody waits, or somebody comes to wait for it, otherwise.
+    async fn turn(&self, mut promoted: watch::Receiver<bool>) -> Option<SemaphorePermit<'_>> {
+        let in_background = async {
+            let slot = self.background_slots.acquire().await;
+            self.until_no_demand().await;
+            slot
+        };
+        let demanded = async {
+            // The sender lives as long as the claim, so this waits for nothing but the promotion.
+            let _ = promoted.wait_for(|p| *p).await;
+        };
+        let slot = tokio::select! {
+            biased;
+            () = demanded => self.demand_slots.acquire().await,
+            slot = in_background => slot,
+        };
+        slot.ok()
+    }
+
+    async fn fetch_run(self: &Arc<Self>, run: Vec<Claim>) {
+        let mut waiting: std::collections::VecDeque<Claim> = run.into();
+        let (Some(first), Some(last)) = (waiting.front(), waiting.back()) else { return };
+        let _slot = self.turn(first.promoted.subscribe()).await;
+        let object = first.wanted.object.clone();
+        let range = first.wanted.offset..last.wanted.offset + u64::from(last.wanted.stored);
+        let mut position = range.start;
+        let mut buffer = BytesMut::new();
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let result = async {
+            let mut stream = self.backend.read_range(&object, range, ReadOptions::default()).await?;
+            while let Some(piece) = stream.next().await {
+                let piece = piece?;
+                self.counters.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                buffer.extend_from_slice(&piece);
+                while let Some(claim) = waiting.front() {
+                    let stored = claim.wanted.stored as usize;
+                    // A gap never occurs: runs hold adjacent blocks only.
+                    debug_assert_eq!(claim.wanted.offset, position, "runs hold adjacent blocks");
+                    if buffer.len() < stored {
+                        break;
+                    }
+                    position += stored as u64;
+                    let bytes = buffer.split_to(stored).freeze();
+                    let claim = waiting.pop_front().expect("it was looked at just now");
+                    let this = self.clone();
+                    self.runtime.spawn(async move { this.arrived(claim, bytes).await });
+                }
+            }
+            Ok(())
+        }
+        .await;
+        let error = match result {
+            Ok(()) => Error::BadAnswer {
+                object: object.to_string(),
+                origin: self.backend.origin().to_owned(),
+                reason: "it ended too early".into(),
+            },
+            Err(e) => e,
+        };
+        if waiting.is_empty() {
+            return;
+        }
+        let error = Arc::new(error);
+        for claim in waiting {
+            self.deliver(claim, Err(Error::Shared(error.clone())));
+        }
+    }
+
+    async fn until_no_demand(&self) {
+        loop {
+            let done = self.demand_done.notified();
+            if self.demand_outstanding.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            done.await;
+        }
+    }
+
+    /// Verifies a block and keeps it; asks once more, past intermediaries, if it is damaged.
+    async fn arrived(self: &Arc<Self>, claim: Claim, stored: Bytes) {
+        let (claim, mut outcome) = match self.check(claim, stored).await {
+            Some(checked) => checked,
+            None => return,
+        };
+        if let Err(Error::Damaged { reason, .. }) = &outcome {
+            tracing::warn!("{} from {} came damaged: {reason}; asking again", claim.wanted.whence(), self.backend.origin());
+            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+            self.counters.requests.fetch_add(1, Ordering::Relaxed);
+            let Wanted { object, offset, stored, .. } = &claim.wanted;
+            let range = *offset..offset + u64::from(*stored);
+            let options = ReadOptions { bypass_caches: true };
+            let again = async { collect(self.backend.read_range(object, range, options).await?, *stored as usize).await };
+            match again.await {
+                Ok(bytes) => {
+                    self.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                    return match self.check(claim, bytes).await {
+                        Some((claim, outcome)) => self.finish(claim, outcome),
+                        None => {}
+                    };
+                }
+                Err(e) => outcome = Err(e),
+            }
+        }
+        self.finish(claim, outcome);
+    }
+
+    fn finish(&self, claim: Claim, outcome: Result<Bytes>) {
+        if outcome.is_ok() {
+            self.counters.blocks.fetch_add(1, Ordering::Relaxed);
+        }
+        self.deliver(claim, outcome);
+    }
+
+    /// Decodes off the runtime's threads: a block costs up to a millisecond. `None` if the runtime is shutting down.
+    async fn check(self: &Arc<Self>, claim: Claim, stored: Bytes) -> Option<(Claim, Result<Bytes>)> {
+        let this = self.clone();
+        let checked = tokio::task::spawn_blocking(move || {
+            let w = &claim.wanted;
+            let outcome = block::decode(&stored, w.length as usize, &w.hash, DECODED_MAX_BYTES, &|| w.whence());
+            if let (Ok(block), Some((blob, at))) = (&outcome, &w.home) {
+                this.cache.store(blob, *at, &w.hash, block);
+            }
+            (claim, outcome)
+        });
+        checked.await.ok()
+    }
+}
+
+/// Groups claims, sorted by place, into runs of adjacent stored bytes.
+fn runs(claims: Vec<Claim>) -> Vec<Vec<Claim>> {
+    let mut all: Vec<Vec<Claim>> = Vec::new();
+    let mut run_bytes = 0;
+    for claim in claims {
+        let stored = u64::from(claim.wanted.stored);
+        let follows = all.last().and_then(|run| run.last()).is_some_and(|before| {
+            before.wanted.object == claim.wanted.object
+                && before.wanted.offset + u64::from(before.wanted.stored) == claim.wanted.offset
+                && run_bytes + stored <= RANGE_MAX_BYTES
+        });
+        match all.last_mut() {
+            Some(run) if follows => {
+                run_bytes += stored;
+                run.push(claim);
+            }
+            _ => {
+                run_bytes = stored;
+                all.push(vec![claim]);
+            }
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,13 +4,45 @@
 //! future that fetches what is missing. An adapter replies inline to the first and spawns the second, so that no
 //! callback of a file system ever waits on the network.
 
+//!
+//! [`host`] has everything that an agent needs beside mount points: it opens packages, watches for newer versions, and
+//! does the long work (load, verify).
+
+pub mod host;
+
+mod load;
+mod pages;
+mod read_ahead;
+mod reading;
+mod verify;
+
+use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use lru::LruCache;
+use parking_lot::Mutex;
+use serde::Serialize;
 
-use crate::error::Result;
+use self::pages::{Held, PageStore};
+use self::read_ahead::Sequence;
+use self::reading::FileFacts;
+use crate::backend::ObjectPath;
+use crate::cache::InUse;
+use crate::error::{Error, Result};
+use crate::fetch::{FetchStatistics, Fetcher, Urgency, Wanted};
+use crate::package::block::Extent;
+use crate::package::descriptor::Descriptor;
+use crate::package::tree::page::{NodeBody, XattrPlace, decode_xattrs};
+use crate::package::tree::walk::{self, Miss, Walked};
+use crate::package::tree::TreeLayout;
 use crate::package::{NodeId, NodeKind};
+
+/// Files whose places are remembered, and sequences of reads that are followed.
+const FILES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
+const SEQUENCES_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("it is not zero");
 
 /// An answer that is here, or one that must be waited for.
 pub enum Answer<T> {
@@ -71,85 +103,6 @@ pub struct Totals {
     pub bytes: u64,
 }
 
-/// One pinned version. Cheap to clone through `Arc`; methods that may fetch take `&Arc<Self>`.
-pub struct Mount {
-    _private: (),
-}
-
-impl Mount {
-    /// Looks `name` up in the directory `parent`; `None` if it is not there.
-    pub fn lookup(self: &Arc<Self>, parent: NodeId, name: &[u8]) -> Answer<Option<Node>> {
-        let _ = (parent, name);
-        todo!()
-    }
-
-    /// Attributes of a node.
-    pub fn node(self: &Arc<Self>, id: NodeId) -> Answer<Node> {
-        let _ = id;
-        todo!()
-    }
-
-    /// Lists up to `max` entries of `dir` from `cursor` (0: the beginning), without `.` and `..`. An empty list is
-    /// the end. The order is the version's own and the same at every call.
-    pub fn read_dir(self: &Arc<Self>, dir: NodeId, cursor: u64, max: usize) -> Answer<Vec<DirEntry>> {
-        let _ = (dir, cursor, max);
-        todo!()
-    }
-
-    /// The directory that holds `dir` (the root's is the root).
-    pub fn parent(self: &Arc<Self>, dir: NodeId) -> Answer<NodeId> {
-        let _ = dir;
-        todo!()
-    }
-
-    /// Target of a symbolic link.
-    pub fn read_link(self: &Arc<Self>, id: NodeId) -> Answer<Bytes> {
-        let _ = id;
-        todo!()
-    }
-
-    /// Published extended attributes as (name, value), sorted by name.
-    pub fn xattrs(self: &Arc<Self>, id: NodeId) -> Answer<Vec<(Bytes, Bytes)>> {
-        let _ = id;
-        todo!()
-    }
-
-    /// Reads up to `length` bytes of the file `id` from `offset`: exactly as many as there are before its end.
-    pub fn read(self: &Arc<Self>, id: NodeId, offset: u64, length: usize) -> Answer<Bytes> {
-        let _ = (id, offset, length);
-        todo!()
-    }
-
-    /// First byte at or after `offset` that is data (`data`) or a hole (`!data`); `None` past the end.
-    pub fn seek(self: &Arc<Self>, id: NodeId, offset: u64, data: bool) -> Answer<Option<u64>> {
-        let _ = (id, offset, data);
-        todo!()
-    }
-
-    /// Bytes of the file's content on this machine.
-    pub fn cached_bytes(self: &Arc<Self>, id: NodeId) -> Answer<u64> {
-        let _ = id;
-        todo!()
-    }
-
-    /// The local file that holds the whole verified content of `id`, if there is one: an adapter may let the
-    /// kernel read it directly. `None` if any byte is missing or was not verified since the agent started.
-    pub fn complete_file(self: &Arc<Self>, id: NodeId) -> Option<std::fs::File> {
-        let _ = id;
-        todo!()
-    }
-
-    /// Totals of the version.
-    pub fn totals(&self) -> Totals {
-        todo!()
-    }
-
-    /// Package location, version, descriptor hash (hex) and origin, as shown by a mount's own attributes.
-    pub fn identity(&self) -> &Identity {
-        todo!()
-    }
-}
-
 /// What a mount shows, in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -162,3 +115,283 @@ pub struct Identity {
     /// Content root, without credentials.
     pub origin: String,
 }
+
+/// Counters of a mount. The fetches are the package's, which versions mounted side by side share.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct MountStatistics {
+    /// Reads of file content.
+    pub reads: u64,
+    /// Of these, answered without waiting.
+    pub reads_local: u64,
+    /// Bytes read.
+    pub bytes_read: u64,
+    /// What was fetched.
+    #[serde(flatten)]
+    pub fetches: FetchStatistics,
+}
+
+/// One pinned version.
+#[derive(Debug)]
+pub struct Mount {
+    identity: Identity,
+    layout: TreeLayout,
+    totals: Totals,
+    descriptor: Descriptor,
+    packs: Vec<Arc<ObjectPath>>,
+    fetcher: Arc<Fetcher>,
+    pages: PageStore,
+    in_use: Arc<InUse>,
+    files: Mutex<LruCache<NodeId, Arc<FileFacts>>>,
+    sequences: Mutex<LruCache<NodeId, Sequence>>,
+    reads: AtomicU64,
+    reads_local: AtomicU64,
+    bytes_read: AtomicU64,
+}
+
+/// What a question still needs before it can be answered.
+enum Need {
+    /// A page of the tree.
+    Page(Wanted),
+    /// Blocks of content.
+    Blocks(Vec<Wanted>),
+    /// Nothing helps.
+    Failed(Error),
+}
+
+impl Mount {
+    /// A mount of the version that `descriptor` tells of. Fetches its root page, so that what is mounted can be used.
+    pub async fn open(descriptor: Descriptor, identity: Identity, fetcher: Arc<Fetcher>) -> Result<Arc<Self>> {
+        let layout = TreeLayout::new(&descriptor.tree)?;
+        let in_use = fetcher.cache().new_in_use();
+        let pages = PageStore::new(&descriptor.tree, &layout, fetcher.cache());
+        let mount = Arc::new(Self {
+            identity,
+            layout,
+            totals: Totals { nodes: descriptor.totals.nodes, bytes: descriptor.totals.allocated_bytes },
+            packs: descriptor.packs.iter().map(|p| Arc::new(p.path())).collect(),
+            descriptor,
+            fetcher,
+            pages,
+            in_use,
+            files: Mutex::new(LruCache::new(FILES_MAX)),
+            sequences: Mutex::new(LruCache::new(SEQUENCES_MAX)),
+            reads: AtomicU64::new(0),
+            reads_local: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
+        });
+        mount.fetcher.cache().touch(mount.pages.blob(), &mount.in_use);
+        let root = mount.node(NodeId::ROOT).wait().await?;
+        if root.kind != NodeKind::Directory {
+            return Err(Error::damaged("the tree", "its root is not a directory"));
+        }
+        Ok(mount)
+    }
+
+    /// Answers `question` at once if it can, else fetches what it needs until it can.
+    fn answer<T: Send + 'static>(
+        self: &Arc<Self>,
+        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need> + Send + 'static,
+    ) -> Answer<T> {
+        let mut held = Held::default();
+        let need = match question(self, &mut held) {
+            Ok(answer) => return Answer::Ready(Ok(answer)),
+            Err(Need::Failed(e)) => return Answer::Ready(Err(e)),
+            Err(need) => need,
+        };
+        let this = self.clone();
+        Answer::Later(Box::pin(async move {
+            let mut next = Some(need);
+            loop {
+                match next.take() {
+                    Some(Need::Failed(e)) => return Err(e),
+                    Some(Need::Page(wanted)) => {
+                        let hash = wanted.hash;
+                        let page = this.fetcher.get(vec![wanted], Urgency::Demand).await?;
+                        held.keep_page(hash, page.into_iter().next().unwrap_or_default())?;
+                    }
+                    Some(Need::Blocks(wanted)) => {
+                        let hashes: Vec<_> = wanted.iter().map(|w| w.hash).collect();
+                        let blocks = this.fetcher.get(wanted, Urgency::Demand).await?;
+                        held.blocks.extend(hashes.into_iter().zip(blocks));
+                    }
+                    None => {}
+                }
+                match question(&this, &mut held) {
+                    Ok(answer) => return Ok(answer),
+                    Err(need) => next = Some(need),
+                }
+            }
+        }))
+    }
+
+    /// Runs a walk over this mount's pages.
+    fn walk<T>(
+        &self,
+        held: &mut Held,
+        question: impl FnOnce(&TreeLayout, &mut dyn walk::Pages) -> Walked<T>,
+    ) -> std::result::Result<T, Need> {
+        question(&self.layout, &mut self.pages.reader(held)).map_err(|miss| match miss {
+            Miss::Page(_, address) => Need::Page(self.pages.wanted(&address)),
+            Miss::Failed(e) => Need::Failed(e),
+        })
+    }
+
+    /// Looks `name` up in the directory `parent`; `None` if it is not there.
+    pub fn lookup(self: &Arc<Self>, parent: NodeId, name: &[u8]) -> Answer<Option<Node>> {
+        let name = name.to_vec();
+        self.answer(move |this, held| {
+            this.walk(held, |layout, pages| {
+                let found = walk::find(layout, pages, parent, &name)?;
+                found.map(|id| resolved_node(layout, pages, id)).transpose()
+            })
+        })
+    }
+
+    /// Attributes of a node.
+    pub fn node(self: &Arc<Self>, id: NodeId) -> Answer<Node> {
+        self.answer(move |this, held| this.walk(held, |layout, pages| resolved_node(layout, pages, id)))
+    }
+
+    /// Lists up to `max` entries of `dir` from `cursor` (0: the beginning), without `.` and `..`. An empty list is
+    /// the end. The order is the version's own and the same at every call.
+    pub fn read_dir(self: &Arc<Self>, dir: NodeId, cursor: u64, max: usize) -> Answer<Vec<DirEntry>> {
+        self.answer(move |this, held| {
+            this.walk(held, |layout, pages| {
+                let (first, children, _) = walk::directory(layout, pages, dir)?;
+                let end = children.min(cursor.saturating_add(max as u64));
+                let mut entries = Vec::with_capacity((end.saturating_sub(cursor)) as usize);
+                let mut leaf = None;
+                for i in cursor..end {
+                    let id = NodeId(first + i);
+                    let page = match leaf.take().filter(|p: &Arc<walk::Page>| p.holds(id)) {
+                        Some(page) => page,
+                        None => walk::node_leaf(layout, pages, id)?,
+                    };
+                    let record = walk::record(&page, id)?;
+                    let name = page.bytes().slice_ref(record.name);
+                    let node = match record.body {
+                        NodeBody::Alias { .. } => resolved_node(layout, pages, id)?,
+                        _ => node_of(id, &record),
+                    };
+                    entries.push(DirEntry { name, node, next_cursor: i + 1 });
+                    leaf = Some(page);
+                }
+                Ok(entries)
+            })
+        })
+    }
+
+    /// The directory that holds `dir` (the root's is the root).
+    pub fn parent(self: &Arc<Self>, dir: NodeId) -> Answer<NodeId> {
+        self.answer(move |this, held| this.walk(held, |layout, pages| Ok(walk::directory(layout, pages, dir)?.2)))
+    }
+
+    /// Target of a symbolic link.
+    pub fn read_link(self: &Arc<Self>, id: NodeId) -> Answer<Bytes> {
+        self.answer(move |this, held| {
+            this.walk(held, |layout, pages| {
+                let (id, page) = walk::resolved(layout, pages, id)?;
+                match walk::record(&page, id)?.body {
+                    NodeBody::Symlink { target } => Ok(page.bytes().slice_ref(target)),
+                    _ => Err(Miss::Failed(Error::InvalidInput(format!("node {} is not a symbolic link", id.0)))),
+                }
+            })
+        })
+    }
+
+    /// Published extended attributes as (name, value), sorted by name.
+    pub fn xattrs(self: &Arc<Self>, id: NodeId) -> Answer<Vec<(Bytes, Bytes)>> {
+        self.answer(move |this, held| {
+            let place = this.walk(held, |layout, pages| {
+                let (id, page) = walk::resolved(layout, pages, id)?;
+                Ok(match walk::record(&page, id)?.xattrs {
+                    XattrPlace::None => Ok(Bytes::new()),
+                    XattrPlace::Inline(raw) => Ok(page.bytes().slice_ref(raw)),
+                    XattrPlace::Block(extent) => Err(extent),
+                })
+            })?;
+            let encoded = match place {
+                Ok(encoded) => encoded,
+                Err(extent) => match held.blocks.get(&extent.hash).cloned().or_else(|| this.fetcher.cache().in_memory(&extent.hash)) {
+                    Some(block) => block,
+                    None => return Err(Need::Blocks(vec![this.attribute_block(&extent)?])),
+                },
+            };
+            decode_xattrs(&encoded)
+                .ok_or_else(|| Need::Failed(Error::damaged("the tree", format!("the attributes of node {} are unreadable", id.0))))
+        })
+    }
+
+    /// The block of a node's long attributes: a content of its own.
+    fn attribute_block(&self, extent: &Extent) -> std::result::Result<Wanted, Need> {
+        let blob = self.fetcher.cache().blob(extent.hash, u64::from(extent.length), u64::from(extent.length));
+        self.wanted(extent, Some((blob, 0))).map_err(Need::Failed)
+    }
+
+    /// Every page of the tree.
+    fn all_pages(&self, held: &mut Held) -> std::result::Result<Vec<Wanted>, Need> {
+        let all = self.walk(held, walk::all_pages)?;
+        Ok(all.iter().map(|address| self.pages.wanted(address)).collect())
+    }
+
+    fn wanted(&self, extent: &Extent, home: Option<(Arc<crate::cache::Blob>, u64)>) -> Result<Wanted> {
+        let object = self.packs.get(extent.pack as usize).ok_or_else(|| {
+            Error::damaged("the tree", format!("it refers to pack {}, but the descriptor lists {}", extent.pack, self.packs.len()))
+        })?;
+        let Extent { pack_offset, stored, length, hash, .. } = *extent;
+        Ok(Wanted { object: object.clone(), offset: pack_offset, stored, length, hash, home })
+    }
+
+    /// Totals of the version.
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    /// What this mount shows.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The pinned version's descriptor.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Counters since it was opened.
+    pub fn statistics(&self) -> MountStatistics {
+        MountStatistics {
+            reads: self.reads.load(Ordering::Relaxed),
+            reads_local: self.reads_local.load(Ordering::Relaxed),
+            bytes_read: self.bytes_read.load(Ordering::Relaxed),
+            fetches: self.fetcher.statistics(),
+        }
+    }
+}
+
+fn resolved_node(layout: &TreeLayout, pages: &mut dyn walk::Pages, id: NodeId) -> Walked<Node> {
+    let (id, page) = walk::resolved(layout, pages, id)?;
+    Ok(node_of(id, &walk::record(&page, id)?))
+}
+
+fn node_of(id: NodeId, record: &walk::NodeRecord<'_>) -> Node {
+    let (kind, size_bytes, allocated_bytes) = match record.body {
+        NodeBody::File { size, allocated, .. } => (NodeKind::File, size, allocated),
+        NodeBody::Directory { .. } => (NodeKind::Directory, 0, 0),
+        NodeBody::Symlink { target } => (NodeKind::Symlink, target.len() as u64, 0),
+        // `resolved` has followed it, and an alias of an alias is refused there.
+        NodeBody::Alias { .. } => (NodeKind::File, 0, 0),
+    };
+    Node {
+        id,
+        kind,
+        size_bytes,
+        allocated_bytes,
+        mode: record.mode,
+        mtime: (record.mtime_seconds, record.mtime_nanos),
+        links: record.links,
+        has_xattrs: record.xattrs != XattrPlace::None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

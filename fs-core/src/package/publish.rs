@@ -1,1 +1,277 @@
+//! Publishing: from a directory to a new version at a content root on this machine.
+//!
+//! ```text
+//! scan      the tree's names and attributes, numbered
+//! cut       files into blocks: new ones compressed by all cores, known ones only referred to
+//! pack      new blocks into packs, in node order
+//! tree, descriptor, signed metadata
+//! ```
+//!
+//! Same input at the same state of the package gives the same bytes, whatever the number of cores. Objects become
+//! visible whole and by name (written aside, synced, renamed); the signed metadata comes last. So a publish that is
+//! interrupted anywhere leaves the old versions as they were and at most some unreferenced objects.
 
+mod cut;
+mod pack_writer;
+mod scan;
+
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use self::cut::{BlockSink, FileBlocks};
+use self::pack_writer::PackStore;
+use self::scan::{ScannedBody, Tree};
+use super::descriptor::{Descriptor, TreeTotals};
+use super::tree::build::{NewBody, NewNode, NewXattrs, TreeBuilder};
+use super::{FORMAT_VERSION, NodeId, TREE_DIR};
+use crate::error::{Error, Result};
+use crate::location::{Channel, PackageName, PackageVersion};
+use crate::trust::keys::KeyStore;
+use crate::trust::publisher::{PublishOptions, Publisher};
+
+/// zstd level unless told otherwise: 3 keeps publishing well above 100 MB/s a core (docs/PERFORMANCE.md).
+pub const DEFAULT_LEVEL: i32 = 3;
+
+/// What to publish, and where.
+#[derive(Debug, Clone)]
+pub struct PublishRequest {
+    /// The directory whose content becomes the version.
+    pub source: PathBuf,
+    /// The content root, a folder.
+    pub content_root: PathBuf,
+    /// The package; its folder is made if needed.
+    pub package: PackageName,
+    /// Name of the new version.
+    pub version: PackageVersion,
+    /// Channels that shall point at it.
+    pub channels: Vec<Channel>,
+    /// Where private keys are kept; outside of the content root.
+    pub keys_dir: PathBuf,
+    /// zstd level, 1 to 22.
+    pub level: i32,
+    /// Leave out what cannot be stored instead of failing.
+    pub skip_special: bool,
+    /// Threads that compress; at least 1.
+    pub threads: usize,
+}
+
+/// What was published.
+#[derive(Debug, Clone, Serialize)]
+pub struct PublishSummary {
+    /// The package.
+    pub package: String,
+    /// The version.
+    pub version: String,
+    /// Regular files; a file with several names counts once.
+    pub files: u64,
+    /// Directories, with the root.
+    pub directories: u64,
+    /// Symbolic links.
+    pub symlinks: u64,
+    /// Bytes of the input that are not holes.
+    pub bytes: u64,
+    /// Blocks of the version, each counted once.
+    pub blocks: u64,
+    /// Of these, blocks that no earlier version had.
+    pub new_blocks: u64,
+    /// Bytes added to the content root: packs, tree and descriptor.
+    pub new_bytes_stored: u64,
+    /// Stored bytes that the version consists of, with those shared with earlier versions.
+    pub stored_bytes_of_version: u64,
+    /// Input bytes by stored bytes of the version.
+    pub ratio: f64,
+    /// What was left out, as paths and why.
+    pub skipped: Vec<String>,
+    /// How long it took.
+    pub seconds: f64,
+    /// SHA-256 of the descriptor, hexadecimal.
+    pub descriptor_sha256: String,
+    /// Whether signing keys were made, because this is the package's first version.
+    pub root_key_created: bool,
+}
+
+/// Where long work tells how far it is, and learns that it shall stop.
+pub trait Progress: Send + Sync {
+    /// The whole amount of work.
+    fn total(&self, bytes: u64, files: u64);
+    /// More bytes are done.
+    fn advance(&self, bytes: u64);
+    /// What is being done, in words.
+    fn message(&self, text: &str);
+    /// Whether to stop; asked at least once a block.
+    fn cancelled(&self) -> bool;
+}
+
+/// Progress that nobody watches.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {
+    fn total(&self, _: u64, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn message(&self, _: &str) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Publishes a directory as a new version. Blocks the calling thread.
+///
+/// # Errors
+/// `InvalidInput` for a source that cannot be published, `Busy` while another publish holds the package,
+/// `Local` for failing disks, `Cancelled`. The package is then as it was.
+pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<PublishSummary> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Error::local("start", "the publisher's runtime", e))?;
+    let started = Instant::now();
+    let package_dir = request.content_root.join(request.package.as_str());
+    check_request(request, &package_dir)?;
+    progress.message("reading the directory");
+    let tree = scan::scan(&request.source, request.skip_special, progress)?;
+
+    let keys = KeyStore::new(&request.keys_dir);
+    let mut publisher = runtime.block_on(Publisher::open(&package_dir, &keys, PublishOptions::default()))?;
+    let root_key_created = publisher.catalog().versions.is_empty();
+    let known = runtime.block_on(known_descriptors(&publisher))?;
+    let mut packs = PackStore::open(&package_dir, &known)?;
+
+    progress.total(tree.bytes, tree.files);
+    progress.message("storing blocks");
+    let mut blocks = cut::run(request.level, request.threads, &mut packs, |sink| store_files(&tree, sink, progress))?;
+    packs.finish()?;
+
+    progress.message("writing the tree");
+    let (descriptor, tree_bytes_new) = write_tree(request, &package_dir, &tree, &mut blocks, &mut packs)?;
+    if progress.cancelled() {
+        return Err(Error::Cancelled);
+    }
+    let bytes = Bytes::from(descriptor.to_bytes());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
+    publisher.add_version(&request.version, bytes.clone(), &request.channels, now)?;
+    runtime.block_on(publisher.commit())?;
+
+    let stored = packs.used_bytes() + descriptor.tree.bytes + bytes.len() as u64;
+    Ok(PublishSummary {
+        package: request.package.to_string(),
+        version: request.version.to_string(),
+        files: descriptor.totals.files,
+        directories: descriptor.totals.directories,
+        symlinks: descriptor.totals.symlinks,
+        bytes: descriptor.totals.allocated_bytes,
+        blocks: packs.used_blocks(),
+        new_blocks: packs.new_blocks(),
+        new_bytes_stored: packs.new_bytes() + tree_bytes_new + bytes.len() as u64,
+        stored_bytes_of_version: stored,
+        ratio: if stored == 0 { 1.0 } else { descriptor.totals.allocated_bytes as f64 / stored as f64 },
+        skipped: tree.skipped,
+        seconds: started.elapsed().as_secs_f64(),
+        descriptor_sha256: hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&bytes)),
+        root_key_created,
+    })
+}
+
+fn check_request(request: &PublishRequest, package_dir: &Path) -> Result<()> {
+    let source = request.source.canonicalize().map_err(|e| Error::local("read the directory", &request.source, e))?;
+    if !source.is_dir() {
+        return Err(Error::InvalidInput(format!("{} is not a directory", request.source.display())));
+    }
+    if !(1..=22).contains(&request.level) {
+        return Err(Error::InvalidInput(format!("compression level {} is not within 1 to 22", request.level)));
+    }
+    std::fs::create_dir_all(&request.content_root).map_err(|e| Error::local("create the content root", &request.content_root, e))?;
+    let root = request.content_root.canonicalize().map_err(|e| Error::local("read the content root", &request.content_root, e))?;
+    let package = root.join(request.package.as_str());
+    if package.starts_with(&source) || source.starts_with(&package) {
+        return Err(Error::InvalidInput(format!(
+            "{} and the package's folder {} lie within one another; publish from a directory outside of the content root",
+            source.display(),
+            package_dir.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Descriptors of the versions that are already there: their packs hold blocks that need not be stored again.
+async fn known_descriptors(publisher: &Publisher) -> Result<Vec<Descriptor>> {
+    let mut known = Vec::new();
+    for record in &publisher.catalog().versions {
+        let bytes = publisher.descriptor(record).await?;
+        known.push(Descriptor::parse(&bytes, &format!("the descriptor of version {}", record.version))?);
+    }
+    Ok(known)
+}
+
+/// Cuts every file of the tree; the result stands at the node's index.
+fn store_files(tree: &Tree, sink: &mut BlockSink<'_>, progress: &dyn Progress) -> Result<Vec<FileBlocks>> {
+    let mut blocks = Vec::with_capacity(tree.nodes.len());
+    for node in &tree.nodes {
+        let mut file = match &node.body {
+            ScannedBody::File { path, size, facts } => sink.store_file(path, *size, facts, progress)?,
+            _ => FileBlocks::default(),
+        };
+        if let Err(encoded) = NewXattrs::encode(&node.xattrs) {
+            file.xattrs = Some(sink.store_bytes(&encoded)?);
+        }
+        blocks.push(file);
+    }
+    Ok(blocks)
+}
+
+fn write_tree(
+    request: &PublishRequest,
+    package_dir: &Path,
+    tree: &Tree,
+    blocks: &mut [FileBlocks],
+    packs: &mut PackStore,
+) -> Result<(Descriptor, u64)> {
+    let scratch = packs.scratch_dir().to_owned();
+    let mut builder = TreeBuilder::new(&scratch)?;
+    let mut totals = TreeTotals::default();
+    for (node, blocks) in tree.nodes.iter().zip(blocks) {
+        totals.nodes += 1;
+        let body = match &node.body {
+            ScannedBody::File { size, .. } => {
+                let extents = packs.extents(&std::mem::take(&mut blocks.cuts))?;
+                totals.files += 1;
+                totals.bytes += size;
+                totals.allocated_bytes += extents.iter().map(|e| u64::from(e.length)).sum::<u64>();
+                NewBody::File { size: *size, extents }
+            }
+            ScannedBody::Directory { first_child, children, parent } => {
+                totals.directories += 1;
+                NewBody::Directory { first_child: *first_child, children: *children, parent: *parent }
+            }
+            ScannedBody::Symlink { target } => {
+                totals.symlinks += 1;
+                NewBody::Symlink { target: target.clone() }
+            }
+            ScannedBody::Alias(target) => NewBody::Alias(NodeId(*target)),
+        };
+        let xattrs = match (NewXattrs::encode(&node.xattrs), &blocks.xattrs) {
+            (Ok(inline), _) => inline,
+            (Err(_), Some(cut)) => NewXattrs::Block(packs.extents(std::slice::from_ref(cut))?[0]),
+            (Err(_), None) => unreachable!("store_files stored every long attribute set"),
+        };
+        builder.push(&NewNode { name: node.name.clone(), mode: node.mode, mtime: node.mtime, links: node.links, body, xattrs })?;
+    }
+    let aside = scratch.join("tree");
+    let mut out = std::fs::File::create(&aside).map_err(|e| Error::local("create", &aside, e))?;
+    let tree_ref = builder.finish(&mut out)?;
+    let added = pack_writer::place(out, &aside, &package_dir.join(TREE_DIR), &tree_ref.object)?;
+    let descriptor = Descriptor {
+        format: FORMAT_VERSION,
+        package: request.package.clone(),
+        version: request.version.clone(),
+        packs: packs.pack_refs(),
+        totals,
+        tree: tree_ref,
+    };
+    let new_bytes = if added { descriptor.tree.bytes } else { 0 };
+    Ok((descriptor, new_bytes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use super::page::{ExtentsPlace, NodeBody, NodeRecord, Page, PageKind};
+use super::page::{ExtentsPlace, NodeBody, PageKind};
+pub use super::page::{NodeRecord, Page};
 use super::{PageAddress, PageTreeKind, TreeLayout, name_hash};
 use crate::error::Error;
 use crate::package::NodeId;
@@ -240,4 +241,29 @@ pub fn extents(
         }
     }
     Ok((size, found))
+}
+
+/// Addresses of all pages of both trees.
+pub fn all_pages(layout: &TreeLayout, pages: &mut dyn Pages) -> Walked<Vec<PageAddress>> {
+    let mut all = Vec::new();
+    for kind in [PageTreeKind::Nodes, PageTreeKind::Extents] {
+        let Some((root, levels)) = layout.root(kind) else { continue };
+        let mut above = vec![root];
+        for level in 1..levels {
+            let mut below = Vec::new();
+            for address in &above {
+                let page = pages.page(kind, address)?;
+                for i in 0..page.count() {
+                    let Some(entry) = page.entry(i) else { return broken("an index page was expected") };
+                    let child = layout.child(kind, level, page.first() + i as u64, entry.offset, entry.sum);
+                    let Some(child) = child else { return broken("an index entry points outside of its level") };
+                    below.push(child);
+                }
+            }
+            all.append(&mut above);
+            above = below;
+        }
+        all.append(&mut above);
+    }
+    Ok(all)
 }
