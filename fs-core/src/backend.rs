@@ -11,6 +11,9 @@ pub mod faults;
 pub mod recording;
 pub mod retry;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;

@@ -10,7 +10,7 @@ use futures::stream;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tough::error::Error as Refusal;
-use tough::schema::{RoleType, Root, Signed, Targets};
+use tough::schema::{RoleType, Root, Signed};
 use tough::{
     ExpirationEnforcement, RepositoryLoader, Transport, TransportError, TransportErrorKind, TransportStream,
     async_trait,
@@ -125,11 +125,8 @@ pub(super) struct Verified {
     pub(super) catalog: Catalog,
     pub(super) numbers: Numbers,
     pub(super) root: Signed<Root>,
-    pub(super) targets: Signed<Targets>,
     /// The files it was read from: all roots from the first trusted one on, and the newest of the others.
     pub(super) files: Head,
-    /// The file that expires first, and when.
-    pub(super) expires: (String, Timestamp),
 }
 
 /// Why metadata was not accepted.
@@ -275,8 +272,7 @@ async fn accept(
         let bytes = supply.file(&path).await.map_err(Failure::Unread)?;
         files.insert(path, bytes);
     }
-    let (root, targets) = (repo.root().clone(), repo.targets().clone());
-    Ok(Verified { catalog, numbers, root, targets, files, expires: first_expiry(repo) })
+    Ok(Verified { catalog, numbers, root: repo.root().clone(), files })
 }
 
 /// The version number that a root gives itself (unverified).
