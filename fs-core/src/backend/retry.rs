@@ -190,6 +190,10 @@ impl Backend for Retry {
     }
 
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
+        if range.is_empty() {
+            // The backend says what is wrong with that.
+            return self.inner.read_range(object, range, options).await;
+        }
         let allowed = range_deadline(&self.policy, range.end.saturating_sub(range.start));
         let attempts = Attempts::new(self, object, allowed, true);
         let mut read = Resumable { attempts, options, left: range, open: None };

@@ -248,9 +248,8 @@ async fn credentials_are_sent_to_the_origin_and_lost_on_the_way_to_another_host(
 
 #[test]
 fn credentials_do_not_cross_the_network_in_clear() {
-    let new = |url: &str, config: &OriginConfig| {
-        HttpBackend::new(&Url::parse(url).unwrap(), &"p".parse().unwrap(), config)
-    };
+    let new =
+        |url: &str, config: &OriginConfig| HttpBackend::new(&Url::parse(url).unwrap(), &"p".parse().unwrap(), config);
     let e = new("http://apps.example/c/", &bearer()).unwrap_err();
     assert!(e.kind() == ErrorKind::InvalidInput && e.to_string().contains("https"), "{e}");
     assert!(!e.to_string().contains("s3cret"));
@@ -270,7 +269,10 @@ async fn requests_say_what_they_should() {
     let bypass = ReadOptions { bypass_caches: true };
     backend.read_range(&object("note"), 0..1, bypass).await.unwrap().collect::<Vec<_>>().await;
     let requests: Vec<String> = server.requests().iter().map(|r| r.to_lowercase()).collect();
-    assert!(requests[0].contains("get /p/a/b.pack http/1.1") && requests[0].contains("range: bytes=4-7"), "{requests:?}");
+    assert!(
+        requests[0].contains("get /p/a/b.pack http/1.1") && requests[0].contains("range: bytes=4-7"),
+        "{requests:?}"
+    );
     assert!(requests[0].contains("accept-encoding: identity") && requests[0].contains("user-agent: streamfs/"));
     assert!(!requests[0].contains("no-cache"));
     assert!(requests[1].contains("cache-control: no-cache") && requests[1].contains("pragma: no-cache"));
@@ -300,7 +302,9 @@ async fn seeded_faults_are_survived_or_named_and_never_give_wrong_bytes() {
         let retry = Retry::new(faults.clone(), policy);
         for start in [0, 70_000, 1_000_000] {
             match range(&retry, "a/b.pack", start..start + 200_000).await {
-                Ok(bytes) => assert_eq!(bytes, content().slice(start as usize..start as usize + 200_000), "seed {seed}"),
+                Ok(bytes) => {
+                    assert_eq!(bytes, content().slice(start as usize..start as usize + 200_000), "seed {seed}")
+                }
                 // Three times "not found" in a row is believed.
                 Err(e) => assert_eq!(e.kind(), ErrorKind::NotFound, "seed {seed}: {e}"),
             }
