@@ -4,7 +4,7 @@
 //! thread of the runtime.
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs;
 use std::io;

@@ -83,7 +83,7 @@ fn refusal(action: &str, dir: &Path, output: &Output) -> MountError {
         MountError::Busy { users: super::using_processes(&dir), dir }
     } else if reason.contains("allow_other") {
         MountError::NotPermitted { action, dir, reason: format!("{reason} (an administrator can allow it there)") }
-    } else if reason.contains("/dev/fuse") || reason.contains("modprobe fuse") {
+    } else if reason.contains("modprobe fuse") || reason.contains("device not found") {
         MountError::DeviceMissing
     } else if ["ermission", "not permitted", "no write access"].iter().any(|word| reason.contains(word)) {
         MountError::NotPermitted { action, dir, reason }
