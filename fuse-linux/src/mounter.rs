@@ -168,6 +168,8 @@ impl<T: Tree> Serve for Version<T> {
 #[derive(Debug)]
 pub struct Mounter {
     link: Link,
+    /// Held while a connection is made: the other side keeps one mount that is not yet in place.
+    connecting: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -204,12 +206,13 @@ impl Mounter {
             wait_for_hangup(&watched);
             let _ = tell.send(true);
         })?;
-        Ok(Mounter { link: Link::Supervisor { socket: Mutex::new(socket), gone, fallback: Mutex::default() } })
+        let link = Link::Supervisor { socket: Mutex::new(socket), gone, fallback: Mutex::default() };
+        Ok(Mounter { link, connecting: Mutex::default() })
     }
 
     /// Mounts by itself. Nobody removes the mounts when this process is killed.
     pub fn standalone() -> Self {
-        Mounter { link: Link::Own(Mutex::default()) }
+        Mounter { link: Link::Own(Mutex::default()), connecting: Mutex::default() }
     }
 
     /// Waits until the supervisor is gone; for ever if there is none. The worker should then unmount and end:
@@ -236,7 +239,8 @@ impl Mounter {
 
     /// Puts `new` in the place of `old`. Where the kernel allows it (CAP_SYS_ADMIN, Linux 6.5), look-ups switch
     /// without a gap, and what is open stays on the old version until it is closed. Otherwise the old mount is removed
-    /// first: refused as [`MountError::Busy`] while it is in use, unless `lazy`, which leaves its users on it.
+    /// first: refused as [`MountError::Busy`] while it is in use, unless `lazy`, which leaves its users on it; if
+    /// mounting then fails, the directory is left without a mount.
     pub fn remount(
         &self,
         old: &Mounted,
@@ -294,6 +298,7 @@ impl Mounter {
 
     /// A new connection, answered before the mount is seen where the kernel allows that.
     fn connect(&self, served: Arc<dyn Serve>, dir: PathBuf, replaces: Option<u64>, lazy: bool) -> Result<Mounted> {
+        let _one_at_a_time = self.connecting.lock();
         let spec = spec(served.options(), served.identity());
         let request = Request::Create { dir: dir.clone(), spec, replaces, lazy };
         let (done, device) = self.ask(request)?;

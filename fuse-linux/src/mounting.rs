@@ -13,6 +13,7 @@ mod users;
 pub(crate) mod executor;
 
 pub use error::{MountError, Result};
+pub use kernel::may_mount;
 pub use table::{Liveness, MountEntry, clean, is_dead, liveness, streamfs_mounts};
 pub use users::using_processes;
 

@@ -129,16 +129,19 @@ fn answer_one(socket: &OwnedFd, executor: &mut Executor, on_ready: &mut Option<i
             return Ok(false);
         }
     };
-    if request == Request::Ready {
-        if let Some(on_ready) = on_ready.take() {
-            on_ready();
-        }
-    }
+    let ready = request == Request::Ready;
     let (answer, device): (Answer, _) = match executor.execute(request) {
         Ok((done, device)) => (Ok(done), device),
         Err(error) => (Err(error), None),
     };
-    match send(socket, &answer, device.as_ref().map(AsFd::as_fd)) {
+    let sent = send(socket, &answer, device.as_ref().map(AsFd::as_fd));
+    if ready {
+        // After the answer, so that whatever is done here does not hold up the worker.
+        if let Some(on_ready) = on_ready.take() {
+            on_ready();
+        }
+    }
+    match sent {
         Ok(()) => Ok(true),
         // The worker died while waiting: its mounts are removed when its end is seen.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET)) => Ok(false),

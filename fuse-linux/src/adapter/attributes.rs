@@ -98,7 +98,6 @@ mod tests {
         let t = system_time((-2, 250_000_000));
         assert_eq!(SystemTime::UNIX_EPOCH.duration_since(t).unwrap(), Duration::from_millis(1750));
         assert_eq!(system_time((3, 5)).duration_since(SystemTime::UNIX_EPOCH).unwrap(), Duration::new(3, 5));
-        assert_eq!(system_time((i64::MIN, 0)).checked_add(Duration::ZERO).is_some(), true);
     }
 
     #[test]

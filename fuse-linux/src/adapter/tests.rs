@@ -151,7 +151,7 @@ fn a_listing_continues_where_it_was_told_to() {
     let dir = File::open(shown.path.join("many")).unwrap();
     let mut all = Vec::new();
     let mut entries = rustix::fs::Dir::read_from(&dir).unwrap();
-    while let Some(entry) = entries.next() {
+    for entry in entries.by_ref() {
         let entry = entry.unwrap();
         all.push((entry.file_name().to_bytes().to_vec(), entry.ino(), entry.offset()));
     }
@@ -269,4 +269,51 @@ fn the_last_release_forgets_an_open_file() {
     opens.release(id);
     opens.release(id);
     assert_eq!(opens.open_inodes(), 0);
+}
+
+/// What `name_to_handle_at` fills: the kernel's `struct file_handle` with room for its bytes.
+#[repr(C)]
+struct Handle {
+    length: u32,
+    kind: i32,
+    bytes: [u8; 128],
+}
+
+fn handle_of(path: &Path) -> Handle {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
+    let mut handle = Handle { length: 128, kind: 0, bytes: [0; 128] };
+    let mut mount_id = 0;
+    // SAFETY: the path ends with NUL, and `handle` has the layout and the room that its length names.
+    let result = unsafe {
+        libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), (&raw mut handle).cast(), &raw mut mount_id, 0)
+    };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+    handle
+}
+
+fn open_by_handle(on: &File, handle: &mut Handle) -> io::Result<File> {
+    use std::os::fd::{AsRawFd, FromRawFd};
+    // SAFETY: `handle` has the layout of `struct file_handle`, filled by the kernel.
+    let opened = unsafe { libc::open_by_handle_at(on.as_raw_fd(), (&raw mut *handle).cast(), libc::O_RDONLY) };
+    if opened < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just opened, and nobody else has it.
+    Ok(unsafe { File::from_raw_fd(opened) })
+}
+
+/// The kernel of the second mount knows neither node: it asks for `.` and, for the directory, for `..`.
+#[test]
+fn a_handle_of_one_mount_opens_the_same_node_in_another_of_the_version() {
+    let first = Shown::new(sample(), OpenPolicy::ZeroMessage);
+    let (mut file, mut dir) = (handle_of(&first.path.join("bin/tool")), handle_of(&first.path.join("many")));
+    drop(first);
+    for later in [false, true] {
+        let second = Shown::new(sample(), OpenPolicy::ZeroMessage);
+        second.tree.later.store(later, Ordering::Relaxed);
+        let root = File::open(&second.path).unwrap();
+        assert_eq!(open_by_handle(&root, &mut file).unwrap().metadata().unwrap().len(), 1_200_000);
+        let many = open_by_handle(&root, &mut dir).unwrap();
+        assert_eq!(rustix::fs::Dir::read_from(&many).unwrap().count(), 1002);
+    }
 }

@@ -136,7 +136,7 @@ fn a_remount_never_fails_a_look_up_and_leaves_open_files_on_the_old_version() {
     let first = mounted.clone();
     let mut open = File::open(place.dir.join("large")).unwrap();
     let (stop, looked_up) = (AtomicBool::new(false), AtomicU64::new(0));
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
@@ -150,7 +150,7 @@ fn a_remount_never_fails_a_look_up_and_leaves_open_files_on_the_old_version() {
             mounted = place.remount(&mounted, &version.to_string(), false).unwrap();
             assert_eq!(place.version(), version.to_string());
             while looked_up.load(Ordering::Relaxed) < before + 10 {
-                std::thread::yield_now();
+                thread::yield_now();
             }
         }
         stop.store(true, Ordering::Relaxed);
@@ -247,7 +247,7 @@ fn user() {
     let entry = streamfs_mounts().unwrap().into_iter().find(|m| m.mount_id == mounted.mount_id()).unwrap();
     assert_eq!((&entry.dir, entry.fs_type.as_str(), entry.source.as_str()), (&place.dir, "fuse.streamfs", "toy@1"));
     assert!(matches!(place.mount("1"), Err(MountError::AlreadyMounted { .. })));
-    assert_eq!(fs::write(place.dir.join("x"), "x").unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(fs::write(place.dir.join("x"), "x").unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
 
     let second = tempfile::tempdir().unwrap();
     let other = place.mounter.clone_to(&mounted, second.path()).unwrap();
@@ -294,7 +294,7 @@ fn a_dead_mount_is_recognised_and_cleaned() {
     let place = Place::new();
     let request = Request::Create {
         dir: place.dir.clone(),
-        spec: spec(&MountOptions::default(), crate::tree::Tree::identity(&*toy("1"))),
+        spec: spec(&MountOptions::default(), Tree::identity(&*toy("1"))),
         replaces: None,
         lazy: false,
     };

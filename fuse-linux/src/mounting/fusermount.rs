@@ -85,6 +85,9 @@ fn refusal(action: &str, dir: &Path, output: &Output) -> MountError {
         MountError::NotPermitted { action, dir, reason: format!("{reason} (an administrator can allow it there)") }
     } else if reason.contains("modprobe fuse") || reason.contains("device not found") {
         MountError::DeviceMissing
+    } else if reason.contains("/dev/fuse") && reason.contains("ermission") {
+        let reason = format!("{reason} (/dev/fuse should have mode 0666; ask an administrator)");
+        MountError::NotPermitted { action, dir, reason }
     } else if ["ermission", "not permitted", "no write access"].iter().any(|word| reason.contains(word)) {
         MountError::NotPermitted { action, dir, reason }
     } else {

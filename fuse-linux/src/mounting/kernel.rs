@@ -22,8 +22,8 @@ use super::{MountError, MountSpec, Result, SUBTYPE};
 /// CAP_SYS_ADMIN in the kernel's numbering.
 const CAP_SYS_ADMIN_BIT: u32 = 21;
 
-/// Whether this process may mount by itself.
-pub(crate) fn may_mount() -> bool {
+/// Whether this process has CAP_SYS_ADMIN, and so mounts by itself, remounts without a gap and may use passthrough.
+pub fn may_mount() -> bool {
     let Ok(status) = fs::read_to_string("/proc/self/status") else {
         return rustix::process::geteuid().is_root();
     };

@@ -38,12 +38,8 @@ fn uses(process: &Path, dir: &Path) -> bool {
     if ["cwd", "root", "exe"].iter().any(|link| points_into(process.join(link))) {
         return true;
     }
-    if let Ok(open) = fs::read_dir(process.join("fd")) {
-        if open.flatten().any(|link| points_into(link.path())) {
-            return true;
-        }
-    }
-    maps_into(process, dir)
+    let opened = fs::read_dir(process.join("fd"));
+    opened.is_ok_and(|open| open.flatten().any(|link| points_into(link.path()))) || maps_into(process, dir)
 }
 
 /// Each line of `maps` ends with the mapped file's path, from its sixth column.
