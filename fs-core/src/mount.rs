@@ -4,6 +4,8 @@
 //! future that fetches what is missing. An adapter replies inline to the first and spawns the second, so that no
 //! callback of a file system ever waits on the network.
 
+pub mod host;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

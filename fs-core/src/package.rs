@@ -1,5 +1,7 @@
 //! What is stored: descriptor, tree, blocks and packs. docs/FORMAT.md names every byte.
 
+pub mod publish;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
