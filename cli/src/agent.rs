@@ -27,3 +27,5 @@ mod requests;
 mod session;
 mod start;
 mod table;
+
+pub(crate) use mounts::{clean_stale, stale_mounts};

@@ -73,10 +73,10 @@ impl InForce {
             Some(base("XDG_CACHE_HOME", ".cache")?.join("streamfs"))
         };
         let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| format!("cannot use {}", path.display()));
-        let cache_dir = environment("STREAMFS_CACHE").map(PathBuf::from).or(settings.agent.cache_dir).or_else(cache_default);
+        let cache_dir = environment("STREAMFS_CACHE").map(PathBuf::from).or(settings.agent.cache_dir.clone()).or_else(cache_default);
         let keys_dir = environment("STREAMFS_KEYS")
             .map(PathBuf::from)
-            .or(settings.publish.keys_dir)
+            .or(settings.publish.keys_dir.clone())
             .or_else(|| Some(base("XDG_CONFIG_HOME", ".config")?.join("streamfs/keys")));
         let missing = "HOME is not set; set it, or STREAMFS_CACHE and STREAMFS_KEYS";
         let fallback = OriginConfig { retry: retry_policy(&settings), ..OriginConfig::default() };

@@ -136,6 +136,13 @@ enum CredentialsWire {
     Bearer { token: String },
 }
 
+impl OriginWire {
+    /// Makes reads fail after `deadline`.
+    pub(crate) fn set_read_deadline(&mut self, deadline: Duration) {
+        self.read_deadline_ms = millis(deadline);
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -234,6 +234,8 @@ impl Table {
         tokio::spawn(async move {
             live.ended().await;
             let Some(table) = table.upgrade() else { return };
+            // A remount may be exchanging it right now: what it was replaced by is known only afterwards.
+            let _changing = table.changing.lock().await;
             table.draining.lock().retain(|old| !Arc::ptr_eq(&old.shown.live, &live));
             if Arc::ptr_eq(&entry.shown.lock().live, &live) {
                 table.forget(&entry);
@@ -325,9 +327,7 @@ impl Table {
         *entry.shown.lock() = shown;
         entry.learn(News::default());
         let from = old.mount.identity().version.clone();
-        self.draining.lock().push(Draining { dir: entry.dir.clone(), shown: old.clone() });
-        // Its end may have been seen before it was listed: look once more.
-        self.watch_end(&entry, &old.live);
+        self.draining.lock().push(Draining { dir: entry.dir.clone(), shown: old });
         self.watch_end(&entry, &live);
         self.note_activity();
         tracing::info!(dir = %entry.dir.display(), from, to = %entry.status().version, "remounted");
