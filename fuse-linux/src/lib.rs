@@ -1,45 +1,28 @@
-//! Placeholder: mounts on Linux.
-#![allow(missing_docs, clippy::unused_async)]
+//! A pinned version of a package as a directory on Linux.
+//!
+//! ```text
+//! adapter     FUSE requests -> fs_core::mount::Mount, and its answers -> replies
+//! mounting    how a FUSE connection comes to stand at a directory, and how it leaves
+//! supervisor  the small process that mounts, and cleans up when the worker dies
+//! mounter     what the worker calls: mount, remount, clone, unmount
+//! ```
+//!
+//! A pinned version never changes, so the kernel is told to keep whatever it has been told: entries, attributes,
+//! absent names, link targets, listings and pages. No callback waits on the network: what is not on this machine
+//! becomes a task on the runtime, and the FUSE thread goes on to the next request.
+//!
+//! This crate fetches nothing, trusts nothing and caches nothing; it keeps no state that an answer depends on, apart
+//! from which files the kernel reads without asking ([`OpenPolicy::Passthrough`]).
+
+#![cfg(target_os = "linux")]
+
+mod adapter;
+pub mod errno;
+mod mounter;
 pub mod mounting;
 pub mod supervisor;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+mod tree;
 
-use fs_core::mount::Mount;
+pub use adapter::OpenPolicy;
+pub use mounter::{MountOptions, Mounted, Mounter};
 pub use mounting::{MountError, Result};
-
-#[derive(Debug, Clone, Default)]
-pub struct MountOptions {
-    pub allow_other: bool,
-}
-#[derive(Debug)]
-pub struct Mounter;
-impl Mounter {
-    pub fn from_env() -> Result<Self> {
-        Ok(Self)
-    }
-    pub async fn mount(&self, _mount: Arc<Mount>, dir: &Path, _options: &MountOptions) -> Result<Mounted> {
-        Err(MountError(format!("placeholder: mounting at {}", dir.display())))
-    }
-    pub async fn remount(&self, _old: &Mounted, _mount: Arc<Mount>, _lazy: bool) -> Result<Mounted> {
-        Err(MountError("placeholder: remounting".into()))
-    }
-}
-#[derive(Debug)]
-pub struct Mounted {
-    dir: PathBuf,
-}
-impl Mounted {
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-    pub async fn clone_to(&self, _dir: &Path) -> Result<Mounted> {
-        Err(MountError("placeholder: cloning".into()))
-    }
-    pub async fn unmount(&self, _lazy: bool) -> Result<()> {
-        Ok(())
-    }
-    pub async fn ended(&self) {
-        std::future::pending().await
-    }
-}

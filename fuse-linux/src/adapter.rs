@@ -1,0 +1,390 @@
+//! FUSE requests to the core's tree, and its answers to replies.
+//!
+//! Inode numbers are the node's index in the pinned tree and no request needs a file handle, so every request can be
+//! answered by itself, also by another process that serves the same version.
+
+mod attributes;
+mod failures;
+mod listing;
+#[cfg(test)]
+pub(crate) mod memory_tree;
+mod opens;
+#[cfg(test)]
+mod tests;
+mod xattrs;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fs_core::Result;
+use fs_core::mount::{Answer, Node};
+use fs_core::package::{NodeId, NodeKind};
+use fuser::{
+    AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr,
+    Request,
+};
+use tokio::runtime::Handle;
+
+use crate::tree::Tree;
+pub(crate) use attributes::Owner;
+use attributes::{file_attr, negative_entry};
+use failures::Failures;
+use listing::{ListReply, Listing, Outcome};
+pub use opens::OpenPolicy;
+use opens::{Opening, Opens};
+use xattrs::{OwnAttribute, name_list, reply_value};
+
+/// How long the kernel may keep what it was told: a pinned version never changes. 136 years; the kernel converts it
+/// to jiffies, and a larger number could overflow there.
+const FOR_EVER: Duration = Duration::from_secs(1 << 32);
+
+/// Requests that the kernel may have outstanding in the background (read-ahead above all). Each may wait for a round
+/// trip, so the usual 12 would bound throughput on a distant origin.
+const BACKGROUND_MAX: u16 = 128;
+
+/// Unit of `statfs`.
+const STATFS_BLOCK_BYTES: u32 = 4096;
+
+/// Longest name that the format stores.
+const NAME_MAX_BYTES: u32 = 255;
+
+/// What every kernel that has it is asked for, and why:
+/// reads in parallel; look-ups and listings of one directory in parallel; direct I/O in parallel; link targets kept;
+/// listings with attributes always (they lie beside the names in the tree, so nothing more is fetched, and a program
+/// that lists usually stats); `.` and `..` as look-ups, which file handles (`open_by_handle_at`, NFS) need.
+const WANTED: [InitFlags; 6] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_EXPORT_SUPPORT,
+];
+
+/// What tasks need after the callback that started them has returned.
+pub(crate) struct Shared<T: Tree> {
+    tree: Arc<T>,
+    owner: Owner,
+    failures: Failures,
+    opens: Opens,
+}
+
+/// One mounted version.
+pub(crate) struct Adapter<T: Tree> {
+    shared: Arc<Shared<T>>,
+    runtime: Handle,
+    policy: OpenPolicy,
+    /// Whether the kernel understands "not implemented" as "do not ask again" for files and for directories.
+    zero_message_open: bool,
+    zero_message_opendir: bool,
+}
+
+impl<T: Tree> Adapter<T> {
+    /// Serves `tree` as `owner`'s files; what must be fetched is awaited on `runtime`.
+    pub(crate) fn new(tree: Arc<T>, owner: Owner, policy: OpenPolicy, runtime: Handle) -> Self {
+        let opens = Opens::new(policy == OpenPolicy::Passthrough);
+        let shared = Arc::new(Shared { tree, owner, failures: Failures::default(), opens });
+        Adapter { shared, runtime, policy, zero_message_open: false, zero_message_opendir: false }
+    }
+
+    /// Hands the result to `reply`: now if it is here, from a task if it must be fetched.
+    fn answer<A: Send + 'static>(&self, answer: Answer<A>, reply: impl FnOnce(&Shared<T>, Result<A>) + Send + 'static) {
+        match answer {
+            Answer::Ready(result) => reply(&self.shared, result),
+            Answer::Later(fetching) => {
+                let shared = self.shared.clone();
+                self.runtime.spawn(async move { reply(&shared, fetching.await) });
+            }
+        }
+    }
+
+    fn list<R: ListReply>(&self, dir: INodeNo, offset: u64, reply: R) {
+        match Listing::new(self.shared.clone(), NodeId(dir.0), offset, reply).run() {
+            Outcome::Replied => {}
+            Outcome::Waiting(rest) => {
+                self.runtime.spawn(rest);
+            }
+        }
+    }
+
+    fn entry(&self, operation: &'static str, of: NodeId, answer: Answer<Option<Node>>, reply: ReplyEntry) {
+        self.answer(answer, move |shared, result| match result {
+            Ok(Some(node)) => reply.entry(&FOR_EVER, &file_attr(&node, shared.owner), Generation(0)),
+            Ok(None) => reply.entry(&FOR_EVER, &negative_entry(shared.owner), Generation(0)),
+            Err(error) => reply.error(shared.failures.answer(operation, of.0, &error)),
+        });
+    }
+
+    /// Look-ups of `.` and `..`: how the kernel finds a node again that it knows by number only.
+    fn lookup_dot(&self, id: NodeId, parent: bool, reply: ReplyEntry) {
+        if !parent {
+            return self.entry("lookup", id, some(self.shared.tree.node(id)), reply);
+        }
+        match self.shared.tree.parent(id) {
+            Answer::Ready(Ok(up)) => self.entry("lookup", id, some(self.shared.tree.node(up)), reply),
+            Answer::Ready(Err(error)) => self.entry("lookup", id, Answer::Ready(Err(error)), reply),
+            Answer::Later(fetching) => {
+                let tree = self.shared.tree.clone();
+                let both = async move {
+                    let up = fetching.await?;
+                    tree.node(up).wait().await.map(Some)
+                };
+                self.entry("lookup", id, Answer::Later(Box::pin(both)), reply);
+            }
+        }
+    }
+}
+
+fn some<A: Send + 'static>(answer: Answer<A>) -> Answer<Option<A>> {
+    match answer {
+        Answer::Ready(result) => Answer::Ready(result.map(Some)),
+        Answer::Later(fetching) => Answer::Later(Box::pin(async move { fetching.await.map(Some) })),
+    }
+}
+
+impl<T: Tree> Filesystem for Adapter<T> {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in WANTED {
+            // A kernel without it answers a little slower.
+            let _ = config.add_capabilities(flag);
+        }
+        self.zero_message_open = config.add_capabilities(InitFlags::FUSE_NO_OPEN_SUPPORT).is_ok();
+        self.zero_message_opendir = config.add_capabilities(InitFlags::FUSE_NO_OPENDIR_SUPPORT).is_ok();
+        if self.policy == OpenPolicy::Passthrough {
+            // Depth 1: the cache must lie on an ordinary file system, and the mount may itself be a layer of an
+            // overlay.
+            let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
+            if !offered || config.set_max_stack_depth(1).is_err() {
+                let shared = Arc::get_mut(&mut self.shared);
+                shared.expect("no request has been answered before INIT").opens = Opens::new(false);
+            }
+        }
+        // Both only bound the kernel's own defaults; a kernel that wants less keeps less.
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_congestion_threshold(BACKGROUND_MAX / 4 * 3);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let parent = NodeId(parent.0);
+        match name.as_bytes() {
+            b"." => self.lookup_dot(parent, false, reply),
+            b".." => self.lookup_dot(parent, true, reply),
+            name => self.entry("lookup", parent, self.shared.tree.lookup(parent, name), reply),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(self.shared.tree.node(NodeId(ino.0)), move |shared, result| match result {
+            Ok(node) => reply.attr(&FOR_EVER, &file_attr(&node, shared.owner)),
+            Err(error) => reply.error(shared.failures.answer("getattr", ino.0, &error)),
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.answer(self.shared.tree.read_link(NodeId(ino.0)), move |shared, result| match result {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(shared.failures.answer("readlink", ino.0, &error)),
+        });
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.policy == OpenPolicy::ZeroMessage && self.zero_message_open {
+            return reply.error(Errno::ENOSYS);
+        }
+        let id = NodeId(ino.0);
+        let opening =
+            self.shared.opens.open(id, || self.shared.tree.complete_file(id), |file| reply.open_backing(file));
+        match opening {
+            Opening::Cached => {
+                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+            }
+            // The kernel refuses KEEP_CACHE here: passthrough has no cache of this mount's.
+            Opening::Passthrough(backing) => {
+                reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &backing);
+            }
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.answer(self.shared.tree.read(NodeId(ino.0), offset, size as usize), move |shared, result| match result {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(shared.failures.answer("read", ino.0, &error)),
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // Nothing is ever written; the kernel does not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.shared.opens.release(NodeId(ino.0));
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.zero_message_opendir {
+            return reply.error(Errno::ENOSYS);
+        }
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.list(ino, offset, reply);
+    }
+
+    fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.list(ino, offset, reply);
+    }
+
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        let totals = self.shared.tree.totals();
+        let blocks = totals.bytes.div_ceil(STATFS_BLOCK_BYTES.into());
+        reply.statfs(blocks, 0, 0, totals.nodes, 0, STATFS_BLOCK_BYTES, NAME_MAX_BYTES, STATFS_BLOCK_BYTES);
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let id = NodeId(ino.0);
+        match OwnAttribute::of(name.as_bytes()) {
+            None => {
+                let name = name.as_bytes().to_owned();
+                self.answer(self.shared.tree.xattrs(id), move |shared, result| match result {
+                    Ok(all) => match all.iter().find(|(n, _)| **n == name) {
+                        Some((_, value)) => reply_value(reply, value, size),
+                        None => reply.error(Errno::ENODATA),
+                    },
+                    Err(error) => reply.error(shared.failures.answer("getxattr", ino.0, &error)),
+                });
+            }
+            Some(own) => match own.value(self.shared.tree.identity()) {
+                Some(value) => reply_value(reply, value.as_bytes(), size),
+                None => self.answer(self.cached_bytes(id), move |shared, result| match result {
+                    Ok(Some(bytes)) => reply_value(reply, bytes.to_string().as_bytes(), size),
+                    Ok(None) => reply.error(Errno::ENODATA),
+                    Err(error) => reply.error(shared.failures.answer("getxattr", ino.0, &error)),
+                }),
+            },
+        }
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answer(self.shared.tree.xattrs(NodeId(ino.0)), move |shared, result| match result {
+            Ok(all) => reply_value(reply, &name_list(&all), size),
+            Err(error) => reply.error(shared.failures.answer("listxattr", ino.0, &error)),
+        });
+    }
+
+    /// Only reached on mounts without `default_permissions`: with it the kernel decides by itself.
+    fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        if mask.contains(AccessFlags::W_OK) {
+            return reply.error(Errno::EROFS);
+        }
+        self.answer(self.shared.tree.node(NodeId(ino.0)), move |shared, result| match result {
+            // Like root: reading always, executing where anybody may.
+            Ok(node) if mask.contains(AccessFlags::X_OK) && node.mode & 0o111 == 0 => reply.error(Errno::EACCES),
+            Ok(_) => reply.ok(),
+            Err(error) => reply.error(shared.failures.answer("access", ino.0, &error)),
+        });
+    }
+
+    fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
+            // The kernel does all the others itself.
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(from) = u64::try_from(offset) else {
+            return reply.error(Errno::ENXIO);
+        };
+        self.answer(self.shared.tree.seek(NodeId(ino.0), from, data), move |shared, result| match result {
+            Ok(found) => match found.and_then(|at| i64::try_from(at).ok()) {
+                Some(at) => reply.offset(at),
+                None => reply.error(Errno::ENXIO),
+            },
+            Err(error) => reply.error(shared.failures.answer("lseek", ino.0, &error)),
+        });
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        // Files are always ready; the kernel does not ask again.
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+impl<T: Tree> Adapter<T> {
+    /// Bytes of a file on this machine; `None` for what is not a file.
+    fn cached_bytes(&self, id: NodeId) -> Answer<Option<u64>> {
+        match self.shared.tree.node(id) {
+            Answer::Ready(Ok(node)) if node.kind == NodeKind::File => some(self.shared.tree.cached_bytes(id)),
+            Answer::Ready(Ok(_)) => Answer::Ready(Ok(None)),
+            Answer::Ready(Err(error)) => Answer::Ready(Err(error)),
+            Answer::Later(fetching) => {
+                let tree = self.shared.tree.clone();
+                Answer::Later(Box::pin(async move {
+                    if fetching.await?.kind == NodeKind::File {
+                        tree.cached_bytes(id).wait().await.map(Some)
+                    } else {
+                        Ok(None)
+                    }
+                }))
+            }
+        }
+    }
+}
