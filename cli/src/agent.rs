@@ -29,3 +29,8 @@ mod start;
 mod table;
 
 pub(crate) use mounts::{clean_stale, stale_mounts};
+
+/// Whether an agent has the cache in `cache_dir`.
+pub(crate) fn is_running(cache_dir: &std::path::Path) -> bool {
+    cache_lock::CacheLock::take(cache_dir).is_err()
+}

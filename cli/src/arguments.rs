@@ -9,9 +9,15 @@ use crate::commands::{agent, demo, load, mount, publish, remount, renew, serve, 
 
 /// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "streamfs", version, about = "Mounts remote application packages; their bytes are fetched as they are read")]
-#[command(after_help = "A package is named CONTENT/PACKAGE[@VERSION|@CHANNEL]; CONTENT is a folder, file:// or http(s)://. \
-    Example: streamfs mount https://apps.example/content/gimp@stable /mnt/gimp")]
+#[command(
+    name = "streamfs",
+    version,
+    about = "Mounts remote application packages; their bytes are fetched as they are read"
+)]
+#[command(
+    after_help = "A package is named CONTENT/PACKAGE[@VERSION|@CHANNEL]; CONTENT is a folder, file:// or http(s)://. \
+    Example: streamfs mount https://apps.example/content/gimp@stable /mnt/gimp"
+)]
 pub struct Arguments {
     /// What every command understands.
     #[command(flatten)]

@@ -92,7 +92,9 @@ impl Package {
     fn parse(location: &str, trust_root: Option<&Path>) -> anyhow::Result<Self> {
         let location = location.parse()?;
         let trust_root = trust_root
-            .map(|path| std::fs::canonicalize(path).with_context(|| format!("cannot read the trust root {}", path.display())))
+            .map(|path| {
+                std::fs::canonicalize(path).with_context(|| format!("cannot read the trust root {}", path.display()))
+            })
             .transpose()?;
         Ok(Self { location, trust_root })
     }

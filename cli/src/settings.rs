@@ -59,12 +59,17 @@ impl InForce {
     /// A settings file that cannot be read or understood, secrets that others may read, half of a user and password.
     pub fn load(config: Option<&Path>, environment: Environment<'_>) -> anyhow::Result<Self> {
         let settings = match find_file(config, environment) {
-            Some(path) => read_settings(&path).with_context(|| format!("cannot use the settings file {}", path.display()))?,
+            Some(path) => {
+                read_settings(&path).with_context(|| format!("cannot use the settings file {}", path.display()))?
+            }
             None => Settings::default(),
         };
         let home = || environment("HOME").map(PathBuf::from);
         let base = |variable: &str, below_home: &str| {
-            environment(variable).map(PathBuf::from).filter(|p| p.is_absolute()).or_else(|| Some(home()?.join(below_home)))
+            environment(variable)
+                .map(PathBuf::from)
+                .filter(|p| p.is_absolute())
+                .or_else(|| Some(home()?.join(below_home)))
         };
         let cache_default = || {
             if rustix::process::geteuid().is_root() {
@@ -72,8 +77,12 @@ impl InForce {
             }
             Some(base("XDG_CACHE_HOME", ".cache")?.join("streamfs"))
         };
-        let absolute = |path: PathBuf| std::path::absolute(&path).with_context(|| format!("cannot use {}", path.display()));
-        let cache_dir = environment("STREAMFS_CACHE").map(PathBuf::from).or(settings.agent.cache_dir.clone()).or_else(cache_default);
+        let absolute =
+            |path: PathBuf| std::path::absolute(&path).with_context(|| format!("cannot use {}", path.display()));
+        let cache_dir = environment("STREAMFS_CACHE")
+            .map(PathBuf::from)
+            .or(settings.agent.cache_dir.clone())
+            .or_else(cache_default);
         let keys_dir = environment("STREAMFS_KEYS")
             .map(PathBuf::from)
             .or(settings.publish.keys_dir.clone())
@@ -83,7 +92,9 @@ impl InForce {
         let origins = OriginTable::new(fallback.clone());
         for rule in &settings.origins {
             let credentials = match &rule.credentials {
-                Some(source) => read_credentials(source).with_context(|| format!("cannot use the origin {}", rule.url))?,
+                Some(source) => {
+                    read_credentials(source).with_context(|| format!("cannot use the origin {}", rule.url))?
+                }
                 None => Credentials::None,
             };
             let ca_files = rule.ca_file.iter().cloned().collect();
@@ -152,7 +163,8 @@ fn read_settings(path: &Path) -> anyhow::Result<Settings> {
     settings.publish.keys_dir.as_mut().map(rebase);
     for rule in &mut settings.origins {
         rule.ca_file.as_mut().map(rebase);
-        if let Some(CredentialSource::Basic { password: secret, .. } | CredentialSource::Bearer(secret)) = &mut rule.credentials
+        if let Some(CredentialSource::Basic { password: secret, .. } | CredentialSource::Bearer(secret)) =
+            &mut rule.credentials
             && let SecretSource::File(path) = secret
         {
             rebase(path);
@@ -197,12 +209,15 @@ fn environment_credentials(environment: Environment<'_>) -> anyhow::Result<Crede
             .map(|value| value.into_string().map_err(|_| anyhow::anyhow!("{name} is not valid UTF-8")))
             .transpose()
     };
-    let (token, user, password) = (text("STREAMFS_TOKEN")?, text("STREAMFS_HTTP_USER")?, text("STREAMFS_HTTP_PASSWORD")?);
+    let (token, user, password) =
+        (text("STREAMFS_TOKEN")?, text("STREAMFS_HTTP_USER")?, text("STREAMFS_HTTP_PASSWORD")?);
     match (token, user, password) {
         (None, None, None) => Ok(Credentials::None),
         (Some(token), None, None) => Ok(Credentials::Bearer(token)),
         (None, Some(user), Some(password)) => Ok(Credentials::Basic { user, password }),
-        (Some(_), _, _) => bail!("STREAMFS_TOKEN and STREAMFS_HTTP_USER or STREAMFS_HTTP_PASSWORD are both set; unset one"),
+        (Some(_), _, _) => {
+            bail!("STREAMFS_TOKEN and STREAMFS_HTTP_USER or STREAMFS_HTTP_PASSWORD are both set; unset one")
+        }
         (None, Some(_), None) => bail!("STREAMFS_HTTP_USER is set without STREAMFS_HTTP_PASSWORD; set both"),
         (None, None, Some(_)) => bail!("STREAMFS_HTTP_PASSWORD is set without STREAMFS_HTTP_USER; set both"),
     }

@@ -83,7 +83,9 @@ mod tests {
         let hash = "0123456789abcdef0123456789abcdef";
         assert!(named_by_hash(&format!("/app/packs/{hash}")));
         assert!(named_by_hash(&format!("/app/descriptors/{hash}{hash}.1.0")));
-        for path in ["/app/head", "/app/metadata/timestamp.json", "/app/metadata/12.root.json", &format!("/{hash}/head")] {
+        for path in
+            ["/app/head", "/app/metadata/timestamp.json", "/app/metadata/12.root.json", &format!("/{hash}/head")]
+        {
             assert!(!named_by_hash(path), "{path}");
         }
     }

@@ -109,10 +109,11 @@ impl Server {
             }
         });
         let (ended, mut end_seen) = tokio::sync::watch::channel(false);
-        let served = axum::serve(listener, files::router(&self.settings.content_dir)).with_graceful_shutdown(async move {
-            end.await;
-            ended.send_replace(true);
-        });
+        let served =
+            axum::serve(listener, files::router(&self.settings.content_dir)).with_graceful_shutdown(async move {
+                end.await;
+                ended.send_replace(true);
+            });
         let drain_deadline = self.settings.drain_deadline;
         let overdue = async move {
             // An error means that the sender is gone, and with it the server: the other branch ends the wait.

@@ -22,11 +22,8 @@ async fn start(drain_deadline: Duration) -> Running {
     std::fs::write(app.join("head"), b"0123456789").unwrap();
     std::fs::write(app.join("packs").join(HASHED), vec![7u8; 64 << 20]).unwrap();
     std::fs::write(app.join(".secret"), b"x").unwrap();
-    let settings = ServerSettings {
-        content_dir: content.path().to_owned(),
-        listen: "127.0.0.1:0".to_owned(),
-        drain_deadline,
-    };
+    let settings =
+        ServerSettings { content_dir: content.path().to_owned(), listen: "127.0.0.1:0".to_owned(), drain_deadline };
     let server = Server::bind(settings).await.unwrap();
     let address = server.address();
     let (end, ended) = oneshot::channel();
@@ -159,5 +156,8 @@ async fn a_missing_folder_and_a_taken_port_are_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let error = Server::bind(settings("/", &address)).await.unwrap_err();
-    assert!(matches!(&error, ServeError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse), "{error}");
+    assert!(
+        matches!(&error, ServeError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse),
+        "{error}"
+    );
 }

@@ -40,7 +40,9 @@ impl AgentConnection {
         let stream = match UnixStream::connect(&files.socket).await {
             Ok(stream) => stream,
             // No socket, or one whose owner was killed.
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                return Ok(None);
+            }
             Err(e) => return Err(e).with_context(what),
         };
         let peer = stream.peer_cred().with_context(what)?.uid();
@@ -84,7 +86,9 @@ impl AgentConnection {
     ) -> anyhow::Result<T> {
         self.ask(request, on_progress).await.map_err(|e| match e {
             AskError::Failed(error) => error,
-            AskError::Closed => anyhow!("the agent ended before it had answered; see log/agent.log in the cache folder"),
+            AskError::Closed => {
+                anyhow!("the agent ended before it had answered; see log/agent.log in the cache folder")
+            }
         })
     }
 
@@ -105,15 +109,16 @@ impl AgentConnection {
                 Err(e) if e.kind() == io::ErrorKind::ConnectionReset => return Err(AskError::Closed),
                 Err(e) => return Err(anyhow::Error::new(e).context("cannot read the agent's answer").into()),
             };
-            let line: ReplyLine =
-                serde_json::from_slice(&line).context("the agent's answer cannot be understood; is it of another version?")?;
+            let line: ReplyLine = serde_json::from_slice(&line)
+                .context("the agent's answer cannot be understood; is it of another version?")?;
             if line.id != id {
                 continue;
             }
             match line.reply {
                 Reply::Progress { done, total, message } => on_progress(done, total, &message),
                 Reply::Done { value } => {
-                    return Ok(serde_json::from_value(value).context("the agent's answer lacks something; is it of another version?")?);
+                    return Ok(serde_json::from_value(value)
+                        .context("the agent's answer lacks something; is it of another version?")?);
                 }
                 Reply::Failed { message } => return Err(anyhow!(message).into()),
             }

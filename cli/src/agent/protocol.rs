@@ -269,12 +269,16 @@ mod tests {
         let text = serde_json::to_string(&Request::Load { package }).unwrap();
         let Request::Load { package } = serde_json::from_str(&text).unwrap() else { panic!("{text}") };
         let back = OriginConfig::from(package.origin);
-        assert!(back.credentials == config.credentials && back.retry == config.retry && back.ca_files == config.ca_files);
+        assert!(
+            back.credentials == config.credentials && back.retry == config.retry && back.ca_files == config.ca_files
+        );
     }
 
     #[test]
     fn unknown_requests_and_fields_are_refused() {
-        for text in [r#"{"type":"explode"}"#, r#"{"type":"status","x":1}"#, r#"{"type":"unmount","dir":"/m"}"#, "[]", "1"] {
+        for text in
+            [r#"{"type":"explode"}"#, r#"{"type":"status","x":1}"#, r#"{"type":"unmount","dir":"/m"}"#, "[]", "1"]
+        {
             assert!(serde_json::from_str::<Request>(text).is_err(), "{text}");
         }
     }

@@ -118,7 +118,9 @@ pub(crate) fn agents(runtime_dir: &Path) -> anyhow::Result<Vec<(AgentDescription
             continue;
         }
         // An agent may end while we look, or have been killed while writing: such files tell nothing.
-        let Some(known) = fs::read(&description).ok().and_then(|text| serde_json::from_slice(&text).ok()) else { continue };
+        let Some(known) = fs::read(&description).ok().and_then(|text| serde_json::from_slice(&text).ok()) else {
+            continue;
+        };
         found.push((known, AgentFiles { socket: description.with_extension("sock"), description }));
     }
     found.sort_by(|(a, _): &(AgentDescription, _), (b, _)| a.cache_dir.0.cmp(&b.cache_dir.0));

@@ -115,7 +115,15 @@ async fn remount(
     };
     let changed = matches!(outcome, Remounted::Changed { .. });
     let fixed = matches!(outcome, Remounted::Fixed);
-    value(&RemountReport { dir, package: now.package, from, version: now.version, descriptor: now.descriptor, changed, fixed })
+    value(&RemountReport {
+        dir,
+        package: now.package,
+        from,
+        version: now.version,
+        descriptor: now.descriptor,
+        changed,
+        fixed,
+    })
 }
 
 /// Waits for the end of the mount at `dir`; ends it if the wait is cancelled.

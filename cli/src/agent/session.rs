@@ -151,10 +151,16 @@ mod tests {
     #[tokio::test]
     async fn requests_are_answered_by_their_id() {
         let lines = exchange("{\"v\":1,\"id\":7,\"request\":{\"type\":\"ping\"}}\n").await;
-        assert!(matches!(&lines[0], ReplyLine { id: 7, reply: Reply::Progress { done: 1, total: 2, .. } }), "{lines:?}");
+        assert!(
+            matches!(&lines[0], ReplyLine { id: 7, reply: Reply::Progress { done: 1, total: 2, .. } }),
+            "{lines:?}"
+        );
         assert!(matches!(&lines[1], ReplyLine { id: 7, reply: Reply::Done { .. } }), "{lines:?}");
         let lines = exchange("{\"v\":1,\"id\":8,\"request\":{\"type\":\"status\"}}\n").await;
-        assert!(matches!(&lines[0], ReplyLine { id: 8, reply: Reply::Failed { message } } if message == "no"), "{lines:?}");
+        assert!(
+            matches!(&lines[0], ReplyLine { id: 8, reply: Reply::Failed { message } } if message == "no"),
+            "{lines:?}"
+        );
     }
 
     #[tokio::test]

@@ -54,7 +54,8 @@ pub(crate) fn prepare_cache_dir(cache_dir: &Path) -> anyhow::Result<PathBuf> {
 pub(crate) async fn start(cache_dir: &Path, settings: &InForce) -> anyhow::Result<()> {
     let what = || format!("cannot start the agent of the cache {}", cache_dir.display());
     let log_path = log_file::path(cache_dir);
-    let log = log_file::open(&log_path).with_context(|| format!("cannot write {}", log_path.display())).with_context(what)?;
+    let log =
+        log_file::open(&log_path).with_context(|| format!("cannot write {}", log_path.display())).with_context(what)?;
     let program = std::env::current_exe().context("cannot find this program's own file").with_context(what)?;
     let mut command = tokio::process::Command::new(program);
     command.arg("agent").args(AgentArguments::of(cache_dir, settings).to_command_line());

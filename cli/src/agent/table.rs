@@ -154,6 +154,10 @@ impl Table {
         &self.host
     }
 
+    pub(crate) fn mounting(&self) -> &Mounting {
+        &self.mounting
+    }
+
     pub(crate) fn origins(&self) -> &OriginTable {
         &self.origins
     }
@@ -205,7 +209,11 @@ impl Table {
     fn refuse_taken(&self, dir: &Path) -> anyhow::Result<()> {
         let Some(entry) = self.entries.lock().get(dir).cloned() else { return Ok(()) };
         let shown = entry.status();
-        bail!("{} {} is mounted there already; use: streamfs remount, or streamfs unmount", shown.package, shown.version)
+        bail!(
+            "{} {} is mounted there already; use: streamfs remount, or streamfs unmount",
+            shown.package,
+            shown.version
+        )
     }
 
     async fn attach(self: &Arc<Self>, dir: &Path, wish: MountWish, mount: Arc<Mount>) -> anyhow::Result<Arc<Entry>> {

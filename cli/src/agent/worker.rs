@@ -52,6 +52,9 @@ pub(crate) async fn run(arguments: &AgentArguments, interrupt: Interrupt) -> any
             return Err(error);
         }
     };
+    if let Err(error) = shared.table.mounting().ready() {
+        tracing::warn!(error = format!("{error:#}"), "going on without the supervisor knowing");
+    }
     tracing::info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "agent ready");
     announce(&Readiness::Ready);
     serve(&listener, &shared, interrupt).await;
@@ -119,9 +122,7 @@ async fn serve(listener: &UnixListener, shared: &Arc<Shared>, interrupt: Interru
     loop {
         activity.mark_unchanged();
         let idle = shared.connections.load(Ordering::Acquire) == 0 && shared.table.is_empty();
-        let long_idle = async {
-            if idle { tokio::time::sleep(idle_exit).await } else { std::future::pending().await }
-        };
+        let long_idle = async { if idle { tokio::time::sleep(idle_exit).await } else { std::future::pending().await } };
         tokio::select! {
             biased;
             accepted = listener.accept() => match accepted {
@@ -133,6 +134,10 @@ async fn serve(listener: &UnixListener, shared: &Arc<Shared>, interrupt: Interru
             },
             signal = interrupt.wait() => {
                 tracing::info!(?signal, "ending on a signal");
+                return;
+            }
+            () = shared.table.mounting().supervisor_gone() => {
+                tracing::error!("the supervisor is gone; unmounting everything");
                 return;
             }
             _ = end.wait_for(|end| *end) => return,

@@ -72,7 +72,8 @@ pub(crate) fn supervise(arguments: &AgentArguments) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut command = Command::new(program);
     command.arg("agent-worker").args(arguments.to_command_line());
-    let status = fuse_linux::supervisor::run(command).context("cannot supervise the worker")?;
+    // The worker itself tells whoever waits for it: it has more to say when it fails.
+    let status = fuse_linux::supervisor::run(command, || {}).context("cannot supervise the worker")?;
     if !status.success() {
         bail!("the worker ended with {status}");
     }

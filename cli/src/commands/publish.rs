@@ -68,10 +68,16 @@ pub(super) async fn run(arguments: PublishArguments, context: &Context) -> anyho
 fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<PublishRequest> {
     let location: PackageLocation = arguments.package.parse()?;
     let Origin::Folder(content_root) = location.origin else {
-        bail!("cannot publish to {}: a content root must be a folder to publish to; publish to the folder that the server shows", location.origin);
+        bail!(
+            "cannot publish to {}: a content root must be a folder to publish to; publish to the folder that the server shows",
+            location.origin
+        );
     };
     if let Some(selector) = location.selector {
-        bail!("cannot publish to {}@{selector}: name the version with --version and the channel with --channel", location.package);
+        bail!(
+            "cannot publish to {}@{selector}: name the version with --version and the channel with --channel",
+            location.package
+        );
     }
     let version: PackageVersion = arguments.version.parse()?;
     let channels = arguments.channel.iter().map(|name| name.parse()).collect::<fs_core::Result<Vec<Channel>>>()?;
@@ -85,13 +91,15 @@ fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<Pu
         Some(dir) => std::path::absolute(dir).map_err(|e| anyhow!("cannot use {}: {e}", dir.display()))?,
         None => context.settings(None)?.keys_dir,
     };
-    let threads = arguments.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let threads =
+        arguments.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let (package, level, skip_special) = (location.package, arguments.level, arguments.skip_special);
     Ok(PublishRequest { source, content_root, package, version, channels, keys_dir, level, skip_special, threads })
 }
 
 fn in_words(summary: &PublishSummary) -> String {
-    let PublishSummary { package, version, files, directories, symlinks, blocks, new_blocks, seconds, ratio, .. } = summary;
+    let PublishSummary { package, version, files, directories, symlinks, blocks, new_blocks, seconds, ratio, .. } =
+        summary;
     let (bytes, new_bytes) = (report::bytes(summary.bytes), report::bytes(summary.new_bytes_stored));
     format!(
         "published {package} {version}: {files} files, {directories} directories, {symlinks} links, {bytes}; \

@@ -58,7 +58,8 @@ pub(super) async fn run(arguments: RemountArguments, context: &Context) -> anyho
         .with_context(what)?;
     let location: PackageLocation = mount.location.parse().with_context(what)?;
     let origin = Some(context.settings(None).with_context(what)?.origin_config(&location).into());
-    let request = Request::Remount { dir: dir.as_path().into(), to: arguments.to.clone(), lazy: arguments.lazy, origin };
+    let request =
+        Request::Remount { dir: dir.as_path().into(), to: arguments.to.clone(), lazy: arguments.lazy, origin };
     let done: RemountReport = agent.request(&request, |_, _, _| {}).await.with_context(what)?;
     if arguments.json {
         return report::json(&done);

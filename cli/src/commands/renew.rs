@@ -36,7 +36,8 @@ pub(super) async fn run(arguments: RenewArguments, context: &Context) -> anyhow:
     };
     let what = format!("cannot renew {location}");
     let package = location.package.clone();
-    let work = tokio::task::spawn_blocking(move || fs_core::trust::publisher::renew(&content_root, &package, &keys_dir));
+    let work =
+        tokio::task::spawn_blocking(move || fs_core::trust::publisher::renew(&content_root, &package, &keys_dir));
     let expires = work.await.context("signing broke off")?.context(what)?;
     if arguments.json {
         return report::json(&json!({ "package": location.package_key(), "expires": expires }));

@@ -30,7 +30,9 @@ pub struct ServeArguments {
 
 pub(super) async fn run(arguments: ServeArguments, context: &Context) -> anyhow::Result<()> {
     let ServeArguments { content_dir, listen, json } = arguments;
-    let server = Server::bind(ServerSettings { content_dir: content_dir.clone(), listen, drain_deadline: DRAIN_DEADLINE }).await?;
+    let server =
+        Server::bind(ServerSettings { content_dir: content_dir.clone(), listen, drain_deadline: DRAIN_DEADLINE })
+            .await?;
     let url = format!("http://{}", server.address());
     if json {
         let dir = WirePath::from(content_dir.as_path());

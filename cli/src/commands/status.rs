@@ -116,7 +116,10 @@ fn print(status: &StatusReport) -> anyhow::Result<()> {
     for AgentReport { agent, cache, mounts } in &status.agents {
         let number = |name: &str| cache.get(name).and_then(Value::as_u64).unwrap_or(0);
         let (used, quota) = (report::bytes(number("used_bytes")), report::bytes(number("quota_bytes")));
-        report::line(format!("agent {} (streamfs {}), cache {}: {used} of {quota}", agent.pid, agent.version, agent.cache_dir))?;
+        report::line(format!(
+            "agent {} (streamfs {}), cache {}: {used} of {quota}",
+            agent.pid, agent.version, agent.cache_dir
+        ))?;
         if let Some(why) = cache.get("degraded").and_then(Value::as_str) {
             report::line(format!("  the cache is degraded: {why}"))?;
         }
@@ -172,7 +175,9 @@ mod tests {
             statistics: serde_json::json!({ "bytes_fetched": 2048 }),
         };
         let words = in_words(&mount);
-        for part in ["/mnt: app 1 from /c/app", "still in use", "2.00 KiB fetched", "newer version available: 2", "no route"] {
+        for part in
+            ["/mnt: app 1 from /c/app", "still in use", "2.00 KiB fetched", "newer version available: 2", "no route"]
+        {
             assert!(words.contains(part), "{words}");
         }
     }

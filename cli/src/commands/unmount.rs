@@ -36,7 +36,8 @@ pub(super) async fn run(arguments: UnmountArguments, _context: &Context) -> anyh
         None => {
             was_dead = agent::clean_stale(&dir).with_context(what)?;
             if !was_dead {
-                Err(anyhow::anyhow!("nothing of streamfs is mounted there; see: streamfs status")).with_context(what)?;
+                Err(anyhow::anyhow!("nothing of streamfs is mounted there; see: streamfs status"))
+                    .with_context(what)?;
             }
         }
     }

@@ -53,7 +53,11 @@ pub(super) async fn run(arguments: VerifyArguments, context: &Context) -> anyhow
         }
     }
     if !damaged.is_empty() {
-        bail!("{} of {} damaged; publish the version anew or restore the content root", damaged.len(), package.location);
+        bail!(
+            "{} of {} damaged; publish the version anew or restore the content root",
+            damaged.len(),
+            package.location
+        );
     }
     Ok(())
 }

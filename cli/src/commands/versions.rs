@@ -85,7 +85,8 @@ pub(super) async fn run(arguments: VersionsArguments, context: &Context) -> anyh
         let mut agent = AgentConnection::connect_or_start(&settings).await?;
         agent.request(&Request::Versions { package: package.wire(&settings) }, |_, _, _| {}).await
     };
-    let found: VersionsReport = work.await.with_context(|| format!("cannot list the versions of {}", package.location))?;
+    let found: VersionsReport =
+        work.await.with_context(|| format!("cannot list the versions of {}", package.location))?;
     if arguments.json {
         return report::json(&found);
     }

@@ -33,7 +33,8 @@ fn defaults_need_no_file() {
 #[test]
 fn the_environment_goes_before_the_file() {
     let dir = tempfile::tempdir().unwrap();
-    let path = file(dir.path(), "c.toml", "[agent]\ncache_dir = \"cache\"\nmemory = \"1M\"\nread_deadline = \"7s\"", 0o644);
+    let path =
+        file(dir.path(), "c.toml", "[agent]\ncache_dir = \"cache\"\nmemory = \"1M\"\nread_deadline = \"7s\"", 0o644);
     let it = load(Some(&path), &[]).unwrap();
     assert_eq!(it.cache_dir, dir.path().join("cache"), "relative to the settings file");
     assert_eq!(it.memory_bytes, 1 << 20);
