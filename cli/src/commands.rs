@@ -35,13 +35,16 @@ impl Context {
     /// Takes the signals over; to be called within a runtime.
     pub(crate) fn new(global: &Global) -> anyhow::Result<Self> {
         let interrupt = Interrupt::listen().context("cannot handle signals")?;
-        Ok(Self { config: global.config.clone(), quiet: global.quiet, interrupt })
+        // An empty variable counts as unset, as everywhere.
+        let config = global.config.clone().filter(|path| !path.as_os_str().is_empty());
+        Ok(Self { config, quiet: global.quiet, interrupt })
     }
 
     /// The settings in force, `cache` going first.
     fn settings(&self, cache: Option<&CacheArguments>) -> anyhow::Result<InForce> {
         let mut settings = InForce::load(self.config.as_deref(), &process_environment)?;
-        if let Some(dir) = cache.and_then(|arguments| arguments.cache.as_deref()) {
+        if let Some(dir) = cache.and_then(|arguments| arguments.cache.as_deref()).filter(|dir| !dir.as_os_str().is_empty())
+        {
             settings.cache_dir = std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))?;
         }
         Ok(settings)

@@ -26,6 +26,12 @@ use crate::interrupt::Interrupt;
 /// Bytes that stay free on the cache's disk unless told otherwise; 5 % of a small disk is less.
 const KEEP_FREE_MAX_BYTES: u64 = 1 << 30;
 
+/// An agent that ends keeps its cache this long at most: it unmounts and closes the cache meanwhile.
+const ENDING_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Pause between two tries to take the cache's lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// Pause after a failure to accept (too many open files, say), so that it does not fill the log.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -69,7 +75,7 @@ pub(crate) async fn run(arguments: &AgentArguments, interrupt: Interrupt) -> any
 
 async fn start(arguments: &AgentArguments) -> anyhow::Result<(UnixListener, AgentFiles, Arc<Shared>, CacheLock)> {
     let cache_dir = super::start::prepare_cache_dir(&arguments.cache)?;
-    let lock = CacheLock::take(&cache_dir)?;
+    let lock = take_lock(&cache_dir).await?;
     let keep_free_bytes = match arguments.keep_free_bytes {
         Some(bytes) => bytes,
         None => {
@@ -112,6 +118,17 @@ async fn start(arguments: &AgentArguments) -> anyhow::Result<(UnixListener, Agen
         connections: AtomicUsize::new(0),
     });
     Ok((listener, files, shared, lock))
+}
+
+/// Takes the cache's lock, waiting a little for an agent that is just ending.
+async fn take_lock(cache_dir: &std::path::Path) -> anyhow::Result<CacheLock> {
+    let end = tokio::time::Instant::now() + ENDING_DEADLINE;
+    loop {
+        match CacheLock::take(cache_dir) {
+            Err(_) if tokio::time::Instant::now() < end => tokio::time::sleep(LOCK_PAUSE).await,
+            result => return result,
+        }
+    }
 }
 
 /// Accepts connections until a signal, a shutdown request, or `idle_exit` without mounts and connections.
