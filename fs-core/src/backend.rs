@@ -41,7 +41,11 @@ impl ObjectPath {
                 && !part.starts_with('.')
                 && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-~".contains(&b))
         });
-        if ok { Ok(Self(path)) } else { Err(Error::InvalidInput(format!("{path:?} is not the path of a stored object"))) }
+        if ok {
+            Ok(Self(path))
+        } else {
+            Err(Error::InvalidInput(format!("{path:?} is not the path of a stored object")))
+        }
     }
 
     /// The path as text.

@@ -23,6 +23,8 @@ pub struct OriginConfig {
     pub ca_files: Vec<PathBuf>,
     /// Credentials, if the origin wants any.
     pub credentials: Credentials,
+    /// Send credentials over plain `http://` to other machines, where anybody on the way can read them.
+    pub allow_plaintext_credentials: bool,
     /// Retry and deadlines.
     pub retry: RetryPolicy,
 }
@@ -59,6 +61,8 @@ impl std::fmt::Debug for Credentials {
 pub struct RetryPolicy {
     /// Give up a whole read after this long. DESIGN default: 60 s.
     pub read_deadline: Duration,
+    /// Give up reading a whole small object (metadata, descriptors) after this long.
+    pub metadata_deadline: Duration,
     /// Give up one request when no byte came for this long.
     pub stall_timeout: Duration,
     /// Give up connecting after this long.
@@ -73,6 +77,7 @@ impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
             read_deadline: Duration::from_secs(60),
+            metadata_deadline: Duration::from_secs(15),
             stall_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             first_backoff: Duration::from_millis(50),

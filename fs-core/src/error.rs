@@ -67,6 +67,18 @@ pub enum Error {
         /// Why, in words.
         reason: String,
     },
+    /// The origin is there but asks to come back later.
+    #[error("cannot fetch {object} from {origin}: {reason}")]
+    Overloaded {
+        /// The object's path within the package.
+        object: String,
+        /// The origin, without credentials.
+        origin: String,
+        /// The status.
+        reason: String,
+        /// When to come back, as the origin said.
+        retry_after: Duration,
+    },
     /// A deadline passed while waiting for the origin.
     #[error("fetching {object} from {origin} did not finish within {}", human_duration(*.after))]
     TimedOut {
@@ -78,7 +90,9 @@ pub enum Error {
         after: Duration,
     },
     /// The origin refused access.
-    #[error("{origin} refuses access to {object} ({reason}); check the credentials (STREAMFS_TOKEN, or STREAMFS_HTTP_USER and STREAMFS_HTTP_PASSWORD, or the configuration file)")]
+    #[error(
+        "{origin} refuses access to {object} ({reason}); check the credentials (STREAMFS_TOKEN, or STREAMFS_HTTP_USER and STREAMFS_HTTP_PASSWORD, or the configuration file)"
+    )]
     Denied {
         /// The object's path within the package.
         object: String,
@@ -182,7 +196,7 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Error::NotFound { .. } => ErrorKind::NotFound,
-            Error::Unreachable { .. } => ErrorKind::Unreachable,
+            Error::Unreachable { .. } | Error::Overloaded { .. } => ErrorKind::Unreachable,
             Error::TimedOut { .. } => ErrorKind::TimedOut,
             Error::Denied { .. } => ErrorKind::Denied,
             Error::BadAnswer { .. } => ErrorKind::BadAnswer,

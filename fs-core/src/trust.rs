@@ -4,11 +4,32 @@
 //! [`client`] loads and verifies a package's catalog; [`publisher`] signs new ones. Cryptography and TUF's checks
 //! are `tough`'s; this module decides where files lie, in how many requests they come, and what to say when they
 //! are refused.
+//!
+//! ```text
+//! PACKAGE/head                               bundle of what follows (see `head`), written last
+//! PACKAGE/metadata/timestamp.json            the only file that is ever replaced, beside `head`
+//! PACKAGE/metadata/N.root.json               keys and roles; N counts from 1
+//! PACKAGE/metadata/N.snapshot.json
+//! PACKAGE/metadata/N.targets.json            all versions: length, SHA-256, and the custom data of `record`
+//! PACKAGE/descriptors/SHA256.VERSION.json    TUF targets, named VERSION.json
+//! ```
 
 pub mod client;
+pub mod head;
+pub mod keys;
 pub mod publisher;
+pub mod store;
+
+mod files;
+mod record;
+mod verify;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
+
+use crate::backend::ObjectPath;
 
 use crate::error::{Error, Result};
 use crate::location::{Channel, DEFAULT_CHANNEL, PackageVersion, Selector};
@@ -37,8 +58,16 @@ pub struct VersionRecord {
     pub revoked: bool,
 }
 
+impl VersionRecord {
+    /// The stored object that holds the descriptor.
+    pub fn descriptor_object(&self) -> ObjectPath {
+        ObjectPath::new(format!("{DESCRIPTOR_DIR}/{}.{}.json", hex::encode(self.descriptor_sha256), self.version))
+            .expect("a version's name holds only characters of object paths, and leaves room for the hash")
+    }
+}
+
 /// All versions and channels of a package, verified.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Catalog {
     /// By order of publishing.
     pub versions: Vec<VersionRecord>,
@@ -58,7 +87,11 @@ impl Catalog {
             let versions = self.versions.iter().rev().take(10).map(|v| v.version.as_str()).collect();
             let channels = self.channels.keys().map(Channel::as_str).collect();
             Error::NotFound {
-                what: format!("version or channel {wanted:?} (versions: {}; channels: {})", list(versions), list(channels)),
+                what: format!(
+                    "version or channel {wanted:?} (versions: {}; channels: {})",
+                    list(versions),
+                    list(channels)
+                ),
                 origin: package.to_owned(),
             }
         })

@@ -1,24 +1,323 @@
-//! Placeholder: a web server as origin.
-use crate::error::{Error, Result};
+//! Objects on a web server: any that answers range requests.
+//!
+//! What cannot be an object's bytes is recognised and named: a server that ignores `Range`, a page of HTML from a
+//! login portal, an answer for other bytes than those asked for, one that breaks off.
+
+mod answer;
+
+use std::error::Error as _;
+use std::fmt;
 use std::ops::Range;
-/// Placeholder.
-#[derive(Debug)]
-pub struct HttpBackend;
-impl HttpBackend {
-    /// Placeholder.
-    pub fn new(_: &url::Url, _: &crate::location::PackageName, _: &crate::config::OriginConfig) -> Result<Self> {
-        Err(Error::Unsupported("placeholder".into()))
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use futures::{StreamExt, stream};
+use reqwest::header::{self, HeaderValue};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use url::Url;
+
+use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use crate::config::{Credentials, OriginConfig};
+use crate::error::{Error, Result};
+use crate::location::PackageName;
+
+/// Redirects followed for one request.
+const REDIRECTS_MAX: usize = 5;
+/// Flow-control windows of HTTP/2. hyper's 2 MiB would hold a fast line with a long round trip back: 8 MiB are
+/// 640 Mbit/s at 100 ms.
+const STREAM_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
+
+/// A package's folder on a web server.
+pub struct HttpBackend {
+    client: Client,
+    folder: Url,
+    origin: String,
+    credentials: Credentials,
+    connect_timeout: Duration,
+    stall_timeout: Duration,
+}
+
+impl fmt::Debug for HttpBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpBackend").field("folder", &self.folder.as_str()).finish_non_exhaustive()
     }
 }
-#[async_trait::async_trait]
-impl super::Backend for HttpBackend {
+
+impl HttpBackend {
+    /// Reads the folder `package` below `root`, a URL whose path ends in `/`. Connects to nothing yet.
+    ///
+    /// # Errors
+    /// `InvalidInput` for an unusable certificate file or credentials, and for credentials that would cross the
+    /// network in clear; `Local` for a certificate file that cannot be read.
+    pub fn new(root: &Url, package: &PackageName, config: &OriginConfig) -> Result<Self> {
+        let folder = root
+            .join(&format!("{}/", package.as_str()))
+            .map_err(|e| Error::InvalidInput(format!("cannot make a URL of {root} and {package}: {e}")))?;
+        check(&config.credentials)?;
+        if config.credentials != Credentials::None && !config.allow_plaintext_credentials && !is_private_way(&folder) {
+            return Err(Error::InvalidInput(format!(
+                "credentials are not sent to {root} over plain http, where anybody on the way can read them; use https, or set allow_plaintext_credentials for this origin in the configuration file"
+            )));
+        }
+        let retry = &config.retry;
+        let mut builder = Client::builder()
+            .user_agent(concat!("streamfs/", env!("CARGO_PKG_VERSION")))
+            .tcp_nodelay(true)
+            .connect_timeout(retry.connect_timeout)
+            .pool_idle_timeout(Duration::from_secs(90))
+            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .http2_keep_alive_timeout(retry.stall_timeout)
+            .referer(false)
+            // Our own wrapper tries again, with the deadline in view.
+            .retry(reqwest::retry::never())
+            .redirect(reqwest::redirect::Policy::custom(redirect));
+        for path in &config.ca_files {
+            let pem = std::fs::read(path).map_err(|e| Error::local("read the certificate authorities in", path, e))?;
+            let bad = |why: String| {
+                Error::InvalidInput(format!("{} holds no usable certificates in PEM: {why}", path.display()))
+            };
+            let certs = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| bad(e.to_string()))?;
+            if certs.is_empty() {
+                return Err(bad("there is none in it".to_owned()));
+            }
+            builder = builder.tls_certs_merge(certs);
+        }
+        let client = builder
+            .build()
+            .map_err(|e| Error::Unsupported(format!("cannot set up the HTTP client: {}", chain(&e.without_url()))))?;
+        let origin = folder.as_str().trim_end_matches('/').to_owned();
+        let (connect_timeout, stall_timeout) = (retry.connect_timeout, retry.stall_timeout);
+        let credentials = config.credentials.clone();
+        Ok(Self { client, folder, origin, credentials, connect_timeout, stall_timeout })
+    }
+
+    fn get(&self, object: &ObjectPath) -> RequestBuilder {
+        // An object's path holds only characters that stand for themselves in a URL, and no `..`.
+        let mut url = self.folder.clone();
+        url.set_path(&format!("{}{object}", self.folder.path()));
+        let request = self.client.get(url).header(header::ACCEPT_ENCODING, "identity");
+        // Given with the request, not with the client: reqwest drops them when a redirect leaves the host.
+        match &self.credentials {
+            Credentials::None => request,
+            Credentials::Basic { user, password } => request.basic_auth(user, Some(password)),
+            Credentials::Bearer(token) => request.bearer_auth(token),
+        }
+    }
+
+    async fn send(&self, object: &ObjectPath, request: RequestBuilder) -> Result<Response> {
+        let patience = self.connect_timeout + self.stall_timeout;
+        match tokio::time::timeout(patience, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(e)) => Err(self.failed(object, e)),
+            Err(_) => Err(self.timed_out(object, patience)),
+        }
+    }
+
+    fn timed_out(&self, object: &ObjectPath, after: Duration) -> Error {
+        Error::TimedOut { object: object.to_string(), origin: self.origin.clone(), after }
+    }
+
+    /// A failure below HTTP, or of a redirect.
+    fn failed(&self, object: &ObjectPath, e: reqwest::Error) -> Error {
+        let (object, origin) = (object.to_string(), self.origin.clone());
+        let redirect = e.is_redirect();
+        let reason = chain(&e.without_url());
+        let lower = reason.to_ascii_lowercase();
+        if lower.contains("proxy auth") || lower.contains("407") {
+            return Error::Denied { object, origin, reason: answer::PROXY_WANTS_LOGIN.to_owned() };
+        }
+        if redirect {
+            return Error::BadAnswer { object, origin, reason };
+        }
+        Error::Unreachable { object, origin, reason }
+    }
+
+    fn answer<'a>(&'a self, object: &'a ObjectPath) -> answer::Context<'a> {
+        answer::Context { object, origin: &self.origin }
+    }
+
+    /// The body as it comes, each wait bounded, up to an end that `check` approves given the bytes that came.
+    fn body(&self, object: &ObjectPath, response: Response, expected: u64) -> ByteStream {
+        let (origin, object, stall) = (self.origin.clone(), object.clone(), self.stall_timeout);
+        let broken = move |object: &ObjectPath, origin: &str, reason: String| Error::Unreachable {
+            object: object.to_string(),
+            origin: origin.to_owned(),
+            reason,
+        };
+        stream::try_unfold((response, 0u64), move |(mut response, came)| {
+            let (origin, object) = (origin.clone(), object.clone());
+            async move {
+                match tokio::time::timeout(stall, response.chunk()).await {
+                    Err(_) => Err(Error::TimedOut { object: object.to_string(), origin, after: stall }),
+                    Ok(Err(e)) => {
+                        let why = format!(
+                            "the answer broke off after {came} of {expected} bytes: {}",
+                            chain(&e.without_url())
+                        );
+                        Err(broken(&object, &origin, why))
+                    }
+                    Ok(Ok(Some(piece))) if came + piece.len() as u64 > expected => {
+                        Err(broken(&object, &origin, format!("more than the {expected} bytes asked for came")))
+                    }
+                    Ok(Ok(Some(piece))) => {
+                        let came = came + piece.len() as u64;
+                        Ok(Some((piece, (response, came))))
+                    }
+                    Ok(Ok(None)) if came < expected => {
+                        Err(broken(&object, &origin, format!("the answer ended after {came} of {expected} bytes")))
+                    }
+                    Ok(Ok(None)) => Ok(None),
+                }
+            }
+        })
+        .boxed()
+    }
+
+    /// The beginning of a body that is not an object, to say what it is. Never fails: it is only for the message.
+    async fn sample(&self, mut response: Response) -> Vec<u8> {
+        let mut sample = Vec::new();
+        let read = async {
+            while let Ok(Some(piece)) = response.chunk().await {
+                sample.extend_from_slice(&piece);
+                if sample.len() >= answer::SAMPLE_BYTES {
+                    break;
+                }
+            }
+        };
+        // A page that dribbles is named without its title.
+        let _ = tokio::time::timeout(Duration::from_secs(2).min(self.stall_timeout), read).await;
+        sample
+    }
+}
+
+#[async_trait]
+impl Backend for HttpBackend {
     fn origin(&self) -> &str {
-        "?"
+        &self.origin
     }
-    async fn read_range(&self, _: &super::ObjectPath, _: Range<u64>, _: super::ReadOptions) -> Result<super::ByteStream> {
-        Err(Error::Unsupported("placeholder".into()))
+
+    async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
+        if range.is_empty() {
+            let Range { start, end } = range;
+            return Err(Error::InvalidInput(format!("the range {start}..{end} of {object} holds no bytes")));
+        }
+        let mut request = self.get(object).header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        if options.bypass_caches {
+            request = request.header(header::CACHE_CONTROL, "no-cache").header(header::PRAGMA, "no-cache");
+        }
+        let response = self.send(object, request).await?;
+        let about = self.answer(object);
+        about.refusal(&response)?;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                about.plain_encoding(&response)?;
+                about.content_range(&response, &range)?;
+                Ok(self.body(object, response, range.end - range.start))
+            }
+            StatusCode::OK => {
+                let is_html = answer::says_html(&response);
+                let sample = if is_html { self.sample(response).await } else { Vec::new() };
+                Err(if is_html { about.html(&sample) } else { about.ignores_range() })
+            }
+            other => Err(about.unexpected(other)),
+        }
     }
-    async fn read_small(&self, _: &super::ObjectPath, _: u64, _: Option<&super::Validator>) -> Result<super::SmallRead> {
-        Err(Error::Unsupported("placeholder".into()))
+
+    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+        let mut request = self.get(object);
+        // A cache in between must ask the origin whether it changed: freshness is what small objects are read for.
+        request = request.header(header::CACHE_CONTROL, "no-cache");
+        if let Some((name, value)) = known.and_then(answer::condition) {
+            request = request.header(name, value);
+        }
+        let mut response = self.send(object, request).await?;
+        let about = self.answer(object);
+        if response.status() == StatusCode::NOT_MODIFIED && known.is_some() {
+            return Ok(SmallRead::NotModified);
+        }
+        about.refusal(&response)?;
+        if response.status() != StatusCode::OK {
+            return Err(about.unexpected(response.status()));
+        }
+        about.plain_encoding(&response)?;
+        let promised = response.content_length();
+        if promised.is_some_and(|n| n > limit_bytes) {
+            return Err(about.too_long(limit_bytes));
+        }
+        let (says_html, validator) = (answer::says_html(&response), answer::validator(&response));
+        let mut bytes = BytesMut::with_capacity(promised.unwrap_or(0).min(limit_bytes) as usize);
+        loop {
+            match tokio::time::timeout(self.stall_timeout, response.chunk()).await {
+                Err(_) => return Err(self.timed_out(object, self.stall_timeout)),
+                Ok(Err(e)) => return Err(self.failed(object, e)),
+                Ok(Ok(Some(piece))) => {
+                    bytes.extend_from_slice(&piece);
+                    if bytes.len() as u64 > limit_bytes {
+                        return Err(about.too_long(limit_bytes));
+                    }
+                }
+                Ok(Ok(None)) => break,
+            }
+        }
+        if promised.is_some_and(|n| n != bytes.len() as u64) {
+            return Err(about.short(bytes.len() as u64, promised.unwrap_or(0)));
+        }
+        if answer::is_html(&bytes, says_html) {
+            return Err(about.html(&bytes));
+        }
+        Ok(SmallRead::Object { bytes: bytes.freeze(), validator })
     }
+}
+
+/// Whether nobody between here and the server can read along.
+fn is_private_way(url: &Url) -> bool {
+    let loopback = match url.host() {
+        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
+        Some(url::Host::Domain(name)) => name == "localhost",
+        None => false,
+    };
+    url.scheme() == "https" || loopback
+}
+
+/// Refuses credentials that cannot be sent, with a message of ours: a later one would have to show them.
+fn check(credentials: &Credentials) -> Result<()> {
+    match credentials {
+        Credentials::Basic { user, .. } if user.contains(':') => {
+            Err(Error::InvalidInput("a user name for HTTP Basic cannot hold a colon".to_owned()))
+        }
+        Credentials::Bearer(token) if HeaderValue::from_str(token).is_err() => Err(Error::InvalidInput(
+            "the access token holds characters that cannot be sent (a line break, perhaps)".to_owned(),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn redirect(attempt: reqwest::redirect::Attempt<'_>) -> reqwest::redirect::Action {
+    let from_https = attempt.previous().last().is_some_and(|u| u.scheme() == "https");
+    if attempt.previous().len() > REDIRECTS_MAX {
+        attempt.error(format!("it redirects more than {REDIRECTS_MAX} times"))
+    } else if from_https && attempt.url().scheme() != "https" {
+        attempt.error("it redirects from https to plain http, which is not followed")
+    } else {
+        attempt.follow()
+    }
+}
+
+/// The error and its causes in one line: reqwest's own text alone says only "error sending request".
+fn chain(e: &reqwest::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(cause) = source {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = cause.source();
+    }
+    text
 }

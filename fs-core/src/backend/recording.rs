@@ -1,1 +1,123 @@
-//! x
+//! Records every request, so that a test can say how many requests and bytes something caused.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use parking_lot::Mutex;
+
+use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use crate::error::Result;
+
+/// One recorded request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// What was asked for.
+    pub object: ObjectPath,
+    /// Which bytes; `None` for a whole small object.
+    pub range: Option<Range<u64>>,
+    /// Bytes handed to the caller so far.
+    pub delivered_bytes: u64,
+    /// Whether it ended with an error (so far).
+    pub failed: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    object: ObjectPath,
+    range: Option<Range<u64>>,
+    delivered: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// The requests of one or more recording backends, in the order they were made.
+#[derive(Debug, Default)]
+pub struct Log {
+    entries: Mutex<Vec<Arc<Entry>>>,
+}
+
+impl Log {
+    /// All requests so far.
+    pub fn requests(&self) -> Vec<Request> {
+        let of = |e: &Arc<Entry>| Request {
+            object: e.object.clone(),
+            range: e.range.clone(),
+            delivered_bytes: e.delivered.load(Ordering::Relaxed),
+            failed: e.failed.load(Ordering::Relaxed) > 0,
+        };
+        self.entries.lock().iter().map(of).collect()
+    }
+
+    /// How many requests so far.
+    pub fn count(&self) -> usize {
+        self.entries.lock().len()
+    }
+
+    /// Sum of the bytes delivered so far.
+    pub fn delivered_bytes(&self) -> u64 {
+        self.entries.lock().iter().map(|e| e.delivered.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Forgets all requests so far.
+    pub fn clear(&self) {
+        self.entries.lock().clear();
+    }
+
+    fn begin(&self, object: &ObjectPath, range: Option<Range<u64>>) -> Arc<Entry> {
+        let entry =
+            Arc::new(Entry { object: object.clone(), range, delivered: AtomicU64::new(0), failed: AtomicU64::new(0) });
+        self.entries.lock().push(entry.clone());
+        entry
+    }
+}
+
+/// A backend that notes in a [`Log`] what passes through it.
+#[derive(Debug)]
+pub struct Recording {
+    inner: Arc<dyn Backend>,
+    log: Arc<Log>,
+}
+
+impl Recording {
+    /// Wraps `inner`; the log starts empty.
+    pub fn new(inner: Arc<dyn Backend>) -> Self {
+        Self { inner, log: Arc::default() }
+    }
+
+    /// The log, which outlives the backend.
+    pub fn log(&self) -> Arc<Log> {
+        self.log.clone()
+    }
+}
+
+#[async_trait]
+impl Backend for Recording {
+    fn origin(&self) -> &str {
+        self.inner.origin()
+    }
+
+    async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
+        let entry = self.log.begin(object, Some(range.clone()));
+        let stream = self.inner.read_range(object, range, options).await.inspect_err(|_| note_failure(&entry))?;
+        let count = move |piece: &Result<bytes::Bytes>| match piece {
+            Ok(piece) => drop(entry.delivered.fetch_add(piece.len() as u64, Ordering::Relaxed)),
+            Err(_) => note_failure(&entry),
+        };
+        Ok(stream.inspect(count).boxed())
+    }
+
+    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+        let entry = self.log.begin(object, None);
+        let read = self.inner.read_small(object, limit_bytes, known).await.inspect_err(|_| note_failure(&entry))?;
+        if let SmallRead::Object { bytes, .. } = &read {
+            entry.delivered.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        Ok(read)
+    }
+}
+
+fn note_failure(entry: &Entry) {
+    entry.failed.fetch_add(1, Ordering::Relaxed);
+}
