@@ -43,7 +43,8 @@ impl Context {
     /// The settings in force, `cache` going first.
     fn settings(&self, cache: Option<&CacheArguments>) -> anyhow::Result<InForce> {
         let mut settings = InForce::load(self.config.as_deref(), &process_environment)?;
-        if let Some(dir) = cache.and_then(|arguments| arguments.cache.as_deref()).filter(|dir| !dir.as_os_str().is_empty())
+        if let Some(dir) =
+            cache.and_then(|arguments| arguments.cache.as_deref()).filter(|dir| !dir.as_os_str().is_empty())
         {
             settings.cache_dir = std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))?;
         }

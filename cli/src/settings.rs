@@ -98,7 +98,9 @@ impl InForce {
                 None => Credentials::None,
             };
             let ca_files = rule.ca_file.iter().cloned().collect();
-            origins.set(&rule.url, OriginConfig { ca_files, credentials, ..fallback.clone() })?;
+            let allow_plaintext_credentials = rule.allow_plaintext_credentials;
+            let config = OriginConfig { ca_files, credentials, allow_plaintext_credentials, ..fallback.clone() };
+            origins.set(&rule.url, config)?;
         }
         Ok(Self {
             cache_dir: absolute(cache_dir.context(missing)?)?,

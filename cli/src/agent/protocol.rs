@@ -123,6 +123,7 @@ pub(crate) enum Reply {
 pub(crate) struct OriginWire {
     ca_files: Vec<WirePath>,
     credentials: CredentialsWire,
+    allow_plaintext_credentials: bool,
     read_deadline_ms: u64,
     stall_timeout_ms: u64,
     connect_timeout_ms: u64,
@@ -156,6 +157,7 @@ impl From<OriginConfig> for OriginWire {
                 Credentials::Basic { user, password } => CredentialsWire::Basic { user, password },
                 Credentials::Bearer(token) => CredentialsWire::Bearer { token },
             },
+            allow_plaintext_credentials: config.allow_plaintext_credentials,
             read_deadline_ms: millis(config.retry.read_deadline),
             stall_timeout_ms: millis(config.retry.stall_timeout),
             connect_timeout_ms: millis(config.retry.connect_timeout),
@@ -172,8 +174,13 @@ impl From<OriginWire> for OriginConfig {
                 CredentialsWire::Basic { user, password } => Credentials::Basic { user, password },
                 CredentialsWire::Bearer { token } => Credentials::Bearer(token),
             },
+            allow_plaintext_credentials: wire.allow_plaintext_credentials,
             retry: RetryPolicy {
                 read_deadline: Duration::from_millis(wire.read_deadline_ms),
+                // Whoever wants answers sooner than usual wants metadata so, too.
+                metadata_deadline: RetryPolicy::default()
+                    .metadata_deadline
+                    .min(Duration::from_millis(wire.read_deadline_ms)),
                 stall_timeout: Duration::from_millis(wire.stall_timeout_ms),
                 connect_timeout: Duration::from_millis(wire.connect_timeout_ms),
                 ..RetryPolicy::default()
@@ -263,7 +270,12 @@ mod tests {
         let config = OriginConfig {
             ca_files: vec!["/ca.pem".into()],
             credentials: Credentials::Basic { user: "u".into(), password: "p".into() },
-            retry: RetryPolicy { read_deadline: Duration::from_millis(1500), ..RetryPolicy::default() },
+            allow_plaintext_credentials: true,
+            retry: RetryPolicy {
+                read_deadline: Duration::from_millis(1500),
+                metadata_deadline: Duration::from_millis(1500),
+                ..RetryPolicy::default()
+            },
         };
         let package = PackageWire { location: "/a/b".into(), trust_root: None, origin: config.clone().into() };
         let text = serde_json::to_string(&Request::Load { package }).unwrap();

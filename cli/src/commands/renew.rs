@@ -1,10 +1,14 @@
 //! `streamfs renew CONTENT/PACKAGE`: signs the timestamp anew, before it expires.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
 use fs_core::location::{Origin, PackageLocation};
+use fs_core::trust::METADATA_DIR;
+use fs_core::trust::keys::KeyStore;
+use fs_core::trust::publisher::{PublishOptions, Publisher};
 use serde_json::json;
 
 use super::Context;
@@ -35,10 +39,20 @@ pub(super) async fn run(arguments: RenewArguments, context: &Context) -> anyhow:
         None => context.settings(None)?.keys_dir,
     };
     let what = format!("cannot renew {location}");
-    let package = location.package.clone();
-    let work =
-        tokio::task::spawn_blocking(move || fs_core::trust::publisher::renew(&content_root, &package, &keys_dir));
-    let expires = work.await.context("signing broke off")?.context(what)?;
+    let package_dir = content_root.join(location.package.as_str());
+    // Opening a publisher begins a package where none is; renewing must not.
+    if !package_dir.join(METADATA_DIR).is_dir() {
+        bail!("{what}: nothing was published there");
+    }
+    let options = PublishOptions::default();
+    let valid = options.timestamp_valid;
+    let work = async {
+        let mut publisher = Publisher::open(&package_dir, &KeyStore::new(keys_dir), options).await?;
+        publisher.renew().await?;
+        let until = SystemTime::now() + valid;
+        Ok::<_, fs_core::Error>(until.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()))
+    };
+    let expires = i64::try_from(work.await.context(what)?).unwrap_or(i64::MAX);
     if arguments.json {
         return report::json(&json!({ "package": location.package_key(), "expires": expires }));
     }

@@ -74,7 +74,8 @@ impl VersionsReport {
 fn not_fresh(freshness: &Freshness) -> Option<String> {
     match freshness {
         Freshness::Fresh => None,
-        Freshness::Offline(why) => Some(format!("the origin could not be asked: {why}")),
+        Freshness::Offline { reason } => Some(format!("the origin could not be asked: {reason}")),
+        Freshness::Expired { what, when } => Some(format!("{what} expired at {when}; ask the publisher to renew it")),
     }
 }
 

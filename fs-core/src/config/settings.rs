@@ -99,6 +99,9 @@ pub struct OriginRule {
     /// Credentials, if the origin wants any.
     #[serde(default)]
     pub credentials: Option<CredentialSource>,
+    /// Send them over plain `http://` to other machines, too.
+    #[serde(default)]
+    pub allow_plaintext_credentials: bool,
 }
 
 /// Credentials as the file names them: in place, or by the path of a file that holds nothing else.
