@@ -3,10 +3,18 @@
 //! Read from TOML; unknown keys are errors, so that a typing mistake is not silently a default. Where files lie and
 //! how environment variables override them is the command line's business.
 
-use std::path::{Path, PathBuf};
+mod origins;
+mod quantities;
+mod settings;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+pub use origins::OriginTable;
+pub use quantities::{parse_duration, parse_size};
+pub use settings::{
+    AgentSettings, CredentialSource, OriginRule, PublishSettings, SETTINGS_MAX_BYTES, SecretSource, Settings,
+};
 
 /// How an origin is reached.
 #[derive(Debug, Clone, Default)]

@@ -159,7 +159,9 @@ impl FromStr for PackageLocation {
             Some(("http" | "https", _)) => Origin::Http(parse_http(content, &bad)?),
             Some(("file", path)) => {
                 let url = Url::parse(&format!("file://{path}/")).map_err(|e| bad(&e.to_string()))?;
-                Origin::Folder(url.to_file_path().map_err(|()| bad("a file:// URL must name an absolute local folder"))?)
+                Origin::Folder(
+                    url.to_file_path().map_err(|()| bad("a file:// URL must name an absolute local folder"))?,
+                )
             }
             Some((scheme, _)) => return Err(bad(&format!("the scheme {scheme}:// is not supported by this build"))),
             None => {

@@ -1,0 +1,110 @@
+//! How Linux mounts are made, replaced and removed: the only file of the command line that talks to `fuse-linux`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use fs_core::mount::Mount;
+use fuse_linux::{MountOptions, Mounted, Mounter};
+use tokio::runtime::Handle;
+
+/// Makes mounts.
+pub(crate) struct Mounting {
+    mounter: Arc<Mounter>,
+}
+
+/// A mount of ours at a directory.
+pub(crate) struct LiveMount {
+    mounter: Arc<Mounter>,
+    mounted: Mounted,
+    options: MountOptions,
+}
+
+impl Mounting {
+    /// Connects to the supervisor that started this process.
+    pub(crate) fn open() -> anyhow::Result<Self> {
+        let mounter = Mounter::from_env().context("cannot prepare mounting")?;
+        Ok(Self { mounter: Arc::new(mounter) })
+    }
+
+    /// Tells the supervisor that this process serves.
+    pub(crate) fn ready(&self) -> anyhow::Result<()> {
+        self.mounter.ready().context("the supervisor does not answer")
+    }
+
+    /// Waits until the supervisor is gone, with which nobody would clean up after this process.
+    pub(crate) async fn supervisor_gone(&self) {
+        self.mounter.supervisor_gone().await;
+    }
+
+    /// Shows `mount` at `dir`, removing a dead mount that stands there.
+    pub(crate) async fn attach(&self, mount: Arc<Mount>, dir: &Path, allow_other: bool) -> anyhow::Result<LiveMount> {
+        let (mounter, dir) = (self.mounter.clone(), dir.to_owned());
+        let runtime = Handle::current();
+        blocking(move || {
+            if clean_stale(&dir)? {
+                tracing::info!(dir = %dir.display(), "removed the mount of a dead agent");
+            }
+            let options = MountOptions { allow_other, ..MountOptions::default() };
+            let mounted = mounter.mount(mount, &dir, &options, runtime)?;
+            Ok(LiveMount { mounter, mounted, options })
+        })
+        .await
+    }
+
+    /// Shows `mount` where `old` stood; `old` lives on for its users. `lazy` allows this even where the kernel
+    /// cannot exchange them without a gap while the old one is in use.
+    pub(crate) async fn replace(&self, old: &LiveMount, mount: Arc<Mount>, lazy: bool) -> anyhow::Result<LiveMount> {
+        let mounter = self.mounter.clone();
+        let (old, options) = (old.mounted.clone(), old.options.clone());
+        let runtime = Handle::current();
+        blocking(move || {
+            let mounted = mounter.remount(&old, mount, &options, runtime, lazy)?;
+            Ok(LiveMount { mounter, mounted, options })
+        })
+        .await
+    }
+}
+
+impl LiveMount {
+    /// Takes it away from its directory; `lazy` does so while it is in use.
+    pub(crate) async fn detach(&self, lazy: bool) -> anyhow::Result<()> {
+        let (mounter, mounted) = (self.mounter.clone(), self.mounted.clone());
+        blocking(move || Ok(mounter.unmount(&mounted, lazy)?)).await
+    }
+
+    /// Waits until its last user is gone.
+    pub(crate) async fn ended(&self) {
+        if let Err(error) = self.mounted.ended().await {
+            tracing::warn!(dir = %self.mounted.dir().display(), %error, "a mount ended with an error");
+        }
+    }
+}
+
+/// Mounting waits for the supervisor, a helper and the kernel: not on a thread that others need.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> anyhow::Result<T> + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("mounting broke off")?
+}
+
+/// Removes the mount at `dir` if the process behind it is dead; tells whether it did.
+pub(crate) fn clean_stale(dir: &Path) -> anyhow::Result<bool> {
+    if !fuse_linux::mounting::is_dead(dir) {
+        return Ok(false);
+    }
+    fuse_linux::mounting::clean(dir)
+        .with_context(|| format!("the mount of a dead agent at {} cannot be removed", dir.display()))?;
+    Ok(true)
+}
+
+/// Directories where mounts of dead agents stand.
+pub(crate) fn stale_mounts() -> anyhow::Result<Vec<PathBuf>> {
+    let mut dirs: Vec<PathBuf> = fuse_linux::mounting::streamfs_mounts()
+        .context("cannot read the mount table")?
+        .into_iter()
+        .map(|m| m.dir)
+        .collect();
+    dirs.retain(|dir| fuse_linux::mounting::is_dead(dir));
+    dirs.sort();
+    dirs.dedup();
+    Ok(dirs)
+}

@@ -1,0 +1,86 @@
+//! Asking for newer versions, now and then.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fs_core::mount::host::Host;
+
+use super::table::{Entry, News};
+
+/// However often asking failed, it is tried again after this long (or the interval, if that is longer).
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+
+/// Asks for newer versions of what `entry` follows, until it is unmounted.
+pub(crate) fn start(host: &Arc<Host>, entry: &Arc<Entry>) {
+    let (host, entry) = (host.clone(), entry.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = entry.gone() => {}
+            () = ask_for_ever(&host, &entry) => {}
+        }
+    });
+}
+
+async fn ask_for_ever(host: &Arc<Host>, entry: &Entry) {
+    let mut failures = 0;
+    loop {
+        tokio::time::sleep(jittered(pause(entry.poll_interval(), failures), clock_noise())).await;
+        let Some((location, shown)) = entry.followed() else { continue };
+        match host.newest(&location).await {
+            Ok(newest) => {
+                failures = 0;
+                let version = newest.version.to_string();
+                // A remount may have happened while we asked.
+                if entry.followed().is_some_and(|(_, now)| now == shown) {
+                    entry.learn(News { newer: (version != shown).then_some(version), offline: None });
+                }
+            }
+            Err(error) => {
+                failures += 1;
+                if failures == 1 {
+                    tracing::warn!(location = %location, %error, "cannot ask for newer versions");
+                }
+                let newer = entry.status().newer;
+                entry.learn(News { newer, offline: Some(error.to_string()) });
+            }
+        }
+    }
+}
+
+/// The pause after so many failures in a row: it doubles up to [`LONGEST_PAUSE`].
+fn pause(interval: Duration, failures: u32) -> Duration {
+    interval.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX)).min(LONGEST_PAUSE.max(interval))
+}
+
+/// `pause` changed by up to a tenth, so that many machines do not ask in step. `noise` is any number.
+fn jittered(pause: Duration, noise: u32) -> Duration {
+    pause.mul_f64(0.9 + 0.2 * f64::from(noise % 1001) / 1000.0)
+}
+
+/// The clock's fraction of a second: unlike enough between machines.
+fn clock_noise() -> u32 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.subsec_micros())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_lengthen_the_pause_to_a_limit() {
+        let s = Duration::from_secs;
+        assert_eq!(pause(s(60), 0), s(60));
+        assert_eq!(pause(s(60), 2), s(240));
+        assert_eq!(pause(s(60), 40), s(600));
+        assert_eq!(pause(s(3600), 5), s(3600));
+    }
+
+    #[test]
+    fn jitter_stays_within_a_tenth() {
+        for noise in [0, 1, 500, 1000, 999_999, u32::MAX] {
+            let it = jittered(Duration::from_secs(100), noise).as_secs_f64();
+            assert!((90.0..=110.0).contains(&it), "{noise}: {it}");
+        }
+        assert!(jittered(Duration::from_secs(100), 0) < jittered(Duration::from_secs(100), 1000));
+    }
+}

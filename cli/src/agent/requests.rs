@@ -1,0 +1,154 @@
+//! What each request does.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fs_core::location::PackageLocation;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::protocol::{MountRequest, OriginWire, PackageWire, Request, WirePath};
+use super::report_progress::with_progress;
+use super::session::Replies;
+use super::table::{MountWish, Remounted, Table};
+use super::worker::Shared;
+use crate::commands::mount::MountReport;
+use crate::commands::remount::RemountReport;
+use crate::commands::status::AgentReport;
+use crate::commands::versions::VersionsReport;
+
+/// Answers one request. Dropping the answer cancels the work.
+pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Replies) -> anyhow::Result<Value> {
+    let table = &shared.table;
+    match request {
+        Request::Ping {} => Ok(Value::Null),
+        Request::Mount(request) => mount(request, shared).await,
+        Request::Hold { dir } => hold(dir, table).await,
+        Request::Unmount { dir, lazy } => {
+            table.unmount(&dir.0, lazy).await?;
+            Ok(Value::Null)
+        }
+        Request::Remount { dir, to, lazy, origin } => remount(dir, to, lazy, origin, table).await,
+        Request::Status {} => value(&AgentReport {
+            agent: shared.description.clone(),
+            cache: serde_json::to_value(table.host().status())?,
+            mounts: table.status(),
+        }),
+        Request::Versions { package } => {
+            let (location, trust_root) = learn(package, table)?;
+            let (catalog, freshness) = table.host().catalog(&location, trust_root.as_deref()).await?;
+            value(&VersionsReport::new(&location, &catalog, &freshness))
+        }
+        Request::Load { package } => {
+            let (location, trust_root) = learn(package, table)?;
+            let mount = table.host().mount(&location, trust_root.as_deref()).await?;
+            value(&with_progress(&replies, |progress| table.host().load(&mount, progress)).await?)
+        }
+        Request::Unload { package } => {
+            let (location, _) = learn(package, table)?;
+            value(&table.host().unload(&location).await?)
+        }
+        Request::Verify { package } => {
+            let (location, trust_root) = learn(package, table)?;
+            let mount = table.host().mount(&location, trust_root.as_deref()).await?;
+            value(&with_progress(&replies, |progress| table.host().verify(&mount, progress)).await?)
+        }
+        Request::Shutdown {} => {
+            table.unmount_all().await;
+            shared.end.send_replace(true);
+            Ok(Value::Null)
+        }
+    }
+}
+
+fn value<T: Serialize>(result: &T) -> anyhow::Result<Value> {
+    Ok(serde_json::to_value(result)?)
+}
+
+/// Takes over how the package is reached, as its user has it at present.
+fn learn(package: PackageWire, table: &Table) -> anyhow::Result<(PackageLocation, Option<PathBuf>)> {
+    let location: PackageLocation = package.location.parse()?;
+    table.origins().set(&location.package_key(), package.origin.into())?;
+    Ok((location, package.trust_root.map(|path| path.0)))
+}
+
+async fn mount(request: MountRequest, shared: &Shared) -> anyhow::Result<Value> {
+    let (location, trust_root) = learn(request.package, &shared.table)?;
+    let wish = MountWish {
+        location,
+        trust_root,
+        allow_other: request.allow_other,
+        poll_interval: Duration::from_millis(request.poll_interval_ms.max(1)),
+    };
+    let entry = shared.table.mount(&request.dir.0, wish).await?;
+    let mut remarks = Vec::new();
+    let running = &shared.arguments;
+    for (flag, asked, has) in [
+        ("--cache-size", request.cache_size_bytes, running.cache_size_bytes),
+        ("--memory", request.memory_bytes, running.memory_bytes),
+    ] {
+        if asked.is_some_and(|asked| asked != has) {
+            remarks.push(format!("the agent already runs with {flag} {has}; another takes effect when it starts anew"));
+        }
+    }
+    value(&MountReport::new(&entry.status(), remarks))
+}
+
+async fn remount(
+    dir: WirePath,
+    to: Option<String>,
+    lazy: bool,
+    origin: Option<OriginWire>,
+    table: &Arc<Table>,
+) -> anyhow::Result<Value> {
+    let to = to.map(|to| to.parse()).transpose()?;
+    if let Some(origin) = origin {
+        let location: PackageLocation = table.entry(&dir.0)?.status().location.parse()?;
+        table.origins().set(&location.package_key(), origin.into())?;
+    }
+    let (entry, outcome) = table.remount(&dir.0, to, lazy).await?;
+    let now = entry.status();
+    let from = match &outcome {
+        Remounted::Changed { from } => from.clone(),
+        Remounted::Newest | Remounted::Fixed => now.version.clone(),
+    };
+    let changed = matches!(outcome, Remounted::Changed { .. });
+    let fixed = matches!(outcome, Remounted::Fixed);
+    value(&RemountReport {
+        dir,
+        package: now.package,
+        from,
+        version: now.version,
+        descriptor: now.descriptor,
+        changed,
+        fixed,
+    })
+}
+
+/// Waits for the end of the mount at `dir`; ends it if the wait is cancelled.
+async fn hold(dir: WirePath, table: &Arc<Table>) -> anyhow::Result<Value> {
+    struct Holder {
+        table: Arc<Table>,
+        dir: PathBuf,
+        held: bool,
+    }
+    impl Drop for Holder {
+        fn drop(&mut self) {
+            if !self.held {
+                return;
+            }
+            let (table, dir) = (self.table.clone(), std::mem::take(&mut self.dir));
+            tokio::spawn(async move {
+                if let Err(error) = table.unmount(&dir, true).await {
+                    tracing::debug!(error = format!("{error:#}"), "a mount whose holder left is gone already");
+                }
+            });
+        }
+    }
+    let entry = table.entry(&dir.0)?;
+    let mut holder = Holder { table: table.clone(), dir: dir.0, held: true };
+    entry.gone().await;
+    holder.held = false;
+    Ok(Value::Null)
+}

@@ -1,0 +1,148 @@
+//! What can be asked on the command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{agent, demo, load, mount, publish, remount, renew, serve, status, unmount, verify, versions};
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "streamfs",
+    version,
+    about = "Mounts remote application packages; their bytes are fetched as they are read"
+)]
+#[command(
+    after_help = "A package is named CONTENT/PACKAGE[@VERSION|@CHANNEL]; CONTENT is a folder, file:// or http(s)://. \
+    Example: streamfs mount https://apps.example/content/gimp@stable /mnt/gimp"
+)]
+pub struct Arguments {
+    /// What every command understands.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Settings file (TOML)
+    #[arg(long, global = true, value_name = "FILE", env = "STREAMFS_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Say more on standard error; twice for details
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Print no progress and no remarks, only results and errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Publish a directory as a new version of a package
+    Publish(publish::PublishArguments),
+    /// List the versions and channels of a package
+    Versions(versions::VersionsArguments),
+    /// Mount a package at a directory
+    Mount(mount::MountArguments),
+    /// Show the newest version at a directory where a package is mounted; running programs keep theirs
+    Remount(remount::RemountArguments),
+    /// Unmount a directory
+    Unmount(unmount::UnmountArguments),
+    /// Tell what is mounted
+    Status(status::StatusArguments),
+    /// Fetch a whole version and keep it for use without network
+    Load(load::LoadArguments),
+    /// No longer keep what `load` fetched
+    Unload(load::UnloadArguments),
+    /// Read and check every stored object of a version
+    Verify(verify::VerifyArguments),
+    /// Sign a package's timestamp anew, before it expires
+    Renew(renew::RenewArguments),
+    /// Serve a content root over HTTP
+    Serve(serve::ServeArguments),
+    /// Show the whole story on a sample, on this machine
+    Demo(demo::DemoArguments),
+    /// Supervises the worker of one cache directory
+    #[command(hide = true)]
+    Agent(agent::AgentArguments),
+    /// Hosts the mounts of one cache directory
+    #[command(hide = true)]
+    AgentWorker(agent::AgentArguments),
+}
+
+/// Where the cache lies; understood by every command that uses the agent.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CacheArguments {
+    /// Folder of the cache; each has an agent of its own
+    #[arg(long, value_name = "DIR", env = "STREAMFS_CACHE")]
+    pub cache: Option<PathBuf>,
+}
+
+/// Reads a size for clap.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    fs_core::config::parse_size(text).map_err(|e| e.to_string())
+}
+
+/// Reads a duration that is not zero for clap.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let duration = fs_core::config::parse_duration(text).map_err(|e| e.to_string())?;
+    if duration.is_zero() { Err("it must be longer than nothing".to_owned()) } else { Ok(duration) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn documented_command_lines_are_understood() {
+        for line in [
+            "publish app /srv/content/app --version 1.0 --channel stable --channel beta --json",
+            "mount https://h/c/app@1.0 /mnt --foreground --cache /c --cache-size 10G --memory 32M --upgrade manual --trust-root r.json --allow-other --poll-interval 30s --deadline 60s",
+            "remount /mnt --to beta --lazy",
+            "unmount /mnt",
+            "status --json",
+            "status /mnt",
+            "load /srv/content/app",
+            "unload /srv/content/app@1 --json",
+            "verify /srv/content/app",
+            "versions /srv/content/app --json",
+            "renew /srv/content/app",
+            "serve /srv/content --listen 127.0.0.1:0",
+            "demo",
+            "--config /c.toml -vv --quiet status",
+        ] {
+            let words = std::iter::once("streamfs").chain(line.split(' '));
+            Arguments::try_parse_from(words).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn mistakes_are_usage_errors() {
+        for line in [
+            "",
+            "mount /a/b",
+            "mount /a/b /mnt --cache-size much",
+            "mount /a/b /mnt --poll-interval 0s",
+            "mount /a/b /mnt --upgrade never",
+            "publish app /srv/content/app",
+            "mount /a/b /mnt --token secret",
+            "frobnicate",
+        ] {
+            let words = std::iter::once("streamfs").chain(line.split(' ').filter(|w| !w.is_empty()));
+            assert_eq!(Arguments::try_parse_from(words).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! `streamfs load` and `streamfs unload`: whole versions, kept for use without network.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{Context, Package};
+use crate::agent::client::AgentConnection;
+use crate::agent::protocol::Request;
+use crate::arguments::CacheArguments;
+use crate::report;
+
+/// Arguments of `load`.
+#[derive(Debug, Args)]
+pub struct LoadArguments {
+    /// CONTENT/PACKAGE[@VERSION|@CHANNEL]
+    #[arg(value_name = "CONTENT/PACKAGE")]
+    package: String,
+    /// File with the package's trusted root keys (root.json)
+    #[arg(long, value_name = "FILE")]
+    trust_root: Option<PathBuf>,
+    #[command(flatten)]
+    cache: CacheArguments,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Arguments of `unload`.
+#[derive(Debug, Args)]
+pub struct UnloadArguments {
+    /// CONTENT/PACKAGE[@VERSION|@CHANNEL]
+    #[arg(value_name = "CONTENT/PACKAGE")]
+    package: String,
+    #[command(flatten)]
+    cache: CacheArguments,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(arguments: LoadArguments, context: &Context) -> anyhow::Result<()> {
+    let package = Package::parse(&arguments.package, arguments.trust_root.as_deref())?;
+    let settings = context.settings(Some(&arguments.cache))?;
+    let bar = context.bar();
+    let work = async {
+        let mut agent = AgentConnection::connect_or_start(&settings).await?;
+        let request = Request::Load { package: package.wire(&settings) };
+        agent.request::<Value>(&request, |done, total, message| bar.show(done, total, message)).await
+    };
+    let summary = work.await.with_context(|| format!("cannot load {}", package.location))?;
+    drop(bar);
+    if arguments.json {
+        return report::json(&summary);
+    }
+    let number = |name: &str| summary.get(name).and_then(Value::as_u64).unwrap_or(0);
+    let seconds = summary.get("seconds").and_then(Value::as_f64).unwrap_or(0.0);
+    let (bytes, fetched) = (report::bytes(number("bytes")), report::bytes(number("fetched_bytes")));
+    let location = &package.location;
+    report::line(format!("loaded {location}: {} files, {bytes}, fetched {fetched} in {seconds:.1} s", number("files")))
+}
+
+pub(super) async fn run_unload(arguments: UnloadArguments, context: &Context) -> anyhow::Result<()> {
+    let package = Package::parse(&arguments.package, None)?;
+    let settings = context.settings(Some(&arguments.cache))?;
+    let work = async {
+        let mut agent = AgentConnection::connect_or_start(&settings).await?;
+        agent.request::<u64>(&Request::Unload { package: package.wire(&settings) }, |_, _, _| {}).await
+    };
+    let bytes = work.await.with_context(|| format!("cannot unload {}", package.location))?;
+    if arguments.json {
+        return report::json(&json!({ "bytes": bytes }));
+    }
+    report::line(format!("unloaded {}: {} may be evicted from the cache now", package.location, report::bytes(bytes)))
+}

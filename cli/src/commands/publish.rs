@@ -1,0 +1,108 @@
+//! `streamfs publish DIR CONTENT/PACKAGE --version V`
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, anyhow, bail};
+use clap::Args;
+use fs_core::location::{Channel, DEFAULT_CHANNEL, Origin, PackageLocation, PackageVersion};
+use fs_core::package::publish::{PublishRequest, PublishSummary, publish};
+
+use super::Context;
+use crate::interrupt::Interrupted;
+use crate::report;
+
+/// Fast, and within a few per cent of the size that much slower levels reach.
+const DEFAULT_LEVEL: i32 = 3;
+
+/// Arguments of `publish`.
+#[derive(Debug, Args)]
+pub struct PublishArguments {
+    /// Directory whose tree becomes the version
+    #[arg(value_name = "DIR")]
+    source: PathBuf,
+    /// CONTENT/PACKAGE; CONTENT is a folder, made if it is missing
+    #[arg(value_name = "CONTENT/PACKAGE")]
+    package: String,
+    /// Name of the new version
+    #[arg(long, value_name = "V")]
+    version: String,
+    /// Channel that points at the new version; may be repeated
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_CHANNEL)]
+    channel: Vec<String>,
+    /// Folder of the private signing keys, made on first use [default: ~/.config/streamfs/keys]
+    #[arg(long, value_name = "DIR", env = "STREAMFS_KEYS")]
+    keys: Option<PathBuf>,
+    /// zstd level, 1 (fast) to 19 (small)
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(i32).range(1..=19))]
+    level: i32,
+    /// Leave out sockets, devices and pipes instead of refusing them
+    #[arg(long)]
+    skip_special: bool,
+    /// Threads [default: one a processor]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    threads: Option<u16>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(arguments: PublishArguments, context: &Context) -> anyhow::Result<()> {
+    let (request, json) = (prepare(&arguments, context)?, arguments.json);
+    let what = format!("cannot publish {} {}", request.package, request.version);
+    let bar = context.bar();
+    // Publishing watches for the interrupt itself and leaves the old state behind.
+    let summary = tokio::task::spawn_blocking(move || publish(&request, &bar)).await.context("publishing broke off")?;
+    let summary = match (summary, context.interrupt.signalled()) {
+        (Err(fs_core::Error::Cancelled), Some(signal)) => return Err(Interrupted(signal).into()),
+        (result, _) => result.context(what)?,
+    };
+    if summary.root_key_created {
+        context.remark(format!("made new signing keys for {}; keep a copy of them", summary.package));
+    }
+    for skipped in &summary.skipped {
+        context.remark(format!("left out {skipped}"));
+    }
+    if json { report::json(&summary) } else { report::line(in_words(&summary)) }
+}
+
+fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<PublishRequest> {
+    let location: PackageLocation = arguments.package.parse()?;
+    let Origin::Folder(content_root) = location.origin else {
+        bail!(
+            "cannot publish to {}: a content root must be a folder to publish to; publish to the folder that the server shows",
+            location.origin
+        );
+    };
+    if let Some(selector) = location.selector {
+        bail!(
+            "cannot publish to {}@{selector}: name the version with --version and the channel with --channel",
+            location.package
+        );
+    }
+    let version: PackageVersion = arguments.version.parse()?;
+    let channels = arguments.channel.iter().map(|name| name.parse()).collect::<fs_core::Result<Vec<Channel>>>()?;
+    let meta = std::fs::metadata(&arguments.source)
+        .with_context(|| format!("cannot publish {}", arguments.source.display()))?;
+    if !meta.is_dir() {
+        bail!("cannot publish {}: it is not a directory", arguments.source.display());
+    }
+    let source = std::path::absolute(&arguments.source)?;
+    let keys_dir = match &arguments.keys {
+        Some(dir) => std::path::absolute(dir).map_err(|e| anyhow!("cannot use {}: {e}", dir.display()))?,
+        None => context.settings(None)?.keys_dir,
+    };
+    let threads =
+        arguments.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
+    let (package, level, skip_special) = (location.package, arguments.level, arguments.skip_special);
+    Ok(PublishRequest { source, content_root, package, version, channels, keys_dir, level, skip_special, threads })
+}
+
+fn in_words(summary: &PublishSummary) -> String {
+    let PublishSummary { package, version, files, directories, symlinks, blocks, new_blocks, seconds, ratio, .. } =
+        summary;
+    let (bytes, new_bytes) = (report::bytes(summary.bytes), report::bytes(summary.new_bytes_stored));
+    format!(
+        "published {package} {version}: {files} files, {directories} directories, {symlinks} links, {bytes}; \
+         stored {new_bytes} in {new_blocks} new blocks of {blocks} (ratio {ratio:.2}) in {seconds:.1} s"
+    )
+}

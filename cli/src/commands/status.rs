@@ -1,0 +1,184 @@
+//! `streamfs status [DIR]`
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::Context;
+use super::versions::timestamp;
+use crate::agent::client::AgentConnection;
+use crate::agent::protocol::{Request, WirePath};
+use crate::agent::registry::{self, AgentDescription};
+use crate::{agent, mount_point, report};
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct StatusArguments {
+    /// Tell about this directory only
+    #[arg(value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// In what state a mount is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum MountState {
+    /// Shown at its directory.
+    Mounted,
+    /// Replaced or unmounted, but still used by somebody.
+    Draining,
+    /// Left behind by an agent that is dead.
+    Dead,
+}
+
+/// One mount.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct MountStatus {
+    pub(crate) dir: WirePath,
+    pub(crate) state: MountState,
+    pub(crate) location: String,
+    pub(crate) package: String,
+    pub(crate) version: String,
+    pub(crate) descriptor: String,
+    pub(crate) origin: String,
+    /// Channel that is followed; none if the version was named itself.
+    pub(crate) follows: Option<String>,
+    /// Seconds since 1970.
+    pub(crate) since: u64,
+    /// Newer version that a remount would show.
+    pub(crate) newer: Option<String>,
+    /// Why the origin could not be asked last time.
+    pub(crate) offline: Option<String>,
+    pub(crate) statistics: Value,
+}
+
+/// One agent, and all it hosts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct AgentReport {
+    pub(crate) agent: AgentDescription,
+    pub(crate) cache: Value,
+    pub(crate) mounts: Vec<MountStatus>,
+}
+
+#[derive(Serialize)]
+struct StatusReport {
+    agents: Vec<AgentReport>,
+    /// Directories where mounts of dead agents stand.
+    dead: Vec<WirePath>,
+}
+
+/// Asks all agents of this user.
+pub(super) async fn ask_agents() -> anyhow::Result<Vec<(AgentReport, AgentConnection)>> {
+    let mut reports = Vec::new();
+    for (_, files) in registry::agents(&registry::runtime_dir()?)? {
+        // An agent that died without a farewell left its files; the next one of its cache replaces them.
+        let Some(mut connection) = AgentConnection::connect(&files).await? else { continue };
+        let report: AgentReport = connection.request(&Request::Status {}, |_, _, _| {}).await?;
+        reports.push((report, connection));
+    }
+    Ok(reports)
+}
+
+pub(super) async fn run(arguments: StatusArguments, context: &Context) -> anyhow::Result<()> {
+    let what = "cannot tell the status";
+    let mut agents: Vec<_> = ask_agents().await.context(what)?.into_iter().map(|(report, _)| report).collect();
+    let mut dead = agent::stale_mounts().context(what)?;
+    if let Some(dir) = &arguments.dir {
+        let dir = mount_point::resolve(dir).context(what)?;
+        if agent::clean_stale(&dir).context(what)? {
+            context.remark(format!("removed the mount of a dead agent at {}", dir.display()));
+            dead.retain(|path| *path != dir);
+        }
+        for report in &mut agents {
+            report.mounts.retain(|mount| mount.dir.0 == dir);
+        }
+        agents.retain(|report| !report.mounts.is_empty());
+        dead.retain(|path| *path == dir);
+        if agents.is_empty() && dead.is_empty() {
+            anyhow::bail!("nothing of streamfs is mounted at {}", dir.display());
+        }
+    }
+    let dead = dead.into_iter().map(WirePath).collect();
+    let status = StatusReport { agents, dead };
+    if arguments.json { report::json(&status) } else { print(&status) }
+}
+
+fn print(status: &StatusReport) -> anyhow::Result<()> {
+    if status.agents.is_empty() && status.dead.is_empty() {
+        return report::line("nothing is mounted");
+    }
+    for AgentReport { agent, cache, mounts } in &status.agents {
+        let number = |name: &str| cache.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let (used, quota) = (report::bytes(number("used_bytes")), report::bytes(number("quota_bytes")));
+        report::line(format!(
+            "agent {} (streamfs {}), cache {}: {used} of {quota}",
+            agent.pid, agent.version, agent.cache_dir
+        ))?;
+        if let Some(why) = cache.get("degraded").and_then(Value::as_str) {
+            report::line(format!("  the cache is degraded: {why}"))?;
+        }
+        for mount in mounts {
+            report::line(format!("  {}", in_words(mount)))?;
+        }
+    }
+    for dir in &status.dead {
+        report::line(format!("{dir}: dead (its agent is gone); remove it with: streamfs unmount {dir}"))?;
+    }
+    Ok(())
+}
+
+fn in_words(mount: &MountStatus) -> String {
+    let MountStatus { dir, package, version, location, .. } = mount;
+    let mut parts = vec![format!("{dir}: {package} {version} from {location}")];
+    if mount.state == MountState::Draining {
+        parts.push("old version, still in use".to_owned());
+    }
+    parts.push(format!("since {}", timestamp(i64::try_from(mount.since).unwrap_or(i64::MAX))));
+    for (name, words) in [("bytes_fetched", "fetched"), ("cached_bytes", "cached")] {
+        if let Some(count) = mount.statistics.get(name).and_then(Value::as_u64) {
+            parts.push(format!("{} {words}", report::bytes(count)));
+        }
+    }
+    if let Some(newer) = &mount.newer {
+        parts.push(format!("newer version available: {newer} (streamfs remount {dir})"));
+    }
+    if let Some(why) = &mount.offline {
+        parts.push(format!("offline: {why}"));
+    }
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_told_in_one_line() {
+        let mount = MountStatus {
+            dir: std::path::Path::new("/mnt").into(),
+            state: MountState::Draining,
+            location: "/c/app".into(),
+            package: "app".into(),
+            version: "1".into(),
+            descriptor: "00".into(),
+            origin: "/c".into(),
+            follows: Some("stable".into()),
+            since: 0,
+            newer: Some("2".into()),
+            offline: Some("no route".into()),
+            statistics: serde_json::json!({ "bytes_fetched": 2048 }),
+        };
+        let words = in_words(&mount);
+        for part in
+            ["/mnt: app 1 from /c/app", "still in use", "2.00 KiB fetched", "newer version available: 2", "no route"]
+        {
+            assert!(words.contains(part), "{words}");
+        }
+    }
+}
