@@ -335,7 +335,8 @@ mod tests {
             change(&path);
             File::open(&path).unwrap().set_modified(time).unwrap();
         };
-        let cases: [(&dyn Fn(&Path), &str); 9] = [
+        type Change<'a> = &'a dyn Fn(&Path);
+        let cases: [(Change<'_>, &str); 9] = [
             (&|b| fs::remove_file(b.join("file")).unwrap(), "file: missing"),
             (&|b| fs::write(b.join("more"), "").unwrap(), "more: should not be there"),
             (&|b| keep_time(b.join("file"), &|p| fs::write(p, "contenT").unwrap()), "wrong byte at 6"),

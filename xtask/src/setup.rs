@@ -22,8 +22,6 @@ const NEEDED: &[(Probe, &str)] = &[
     // aws-lc (hashing and TLS) and zstd are C; libFuzzer is C++.
     (Probe::Program("gcc"), "gcc"),
     (Probe::Program("g++"), "g++"),
-    (Probe::Program("make"), "make"),
-    (Probe::Program("cmake"), "cmake"),
     (Probe::Program("fusermount3"), "fuse3"),
     (Probe::Program("nginx"), "nginx-light"),
     (Probe::Program("openssl"), "openssl"),
