@@ -119,7 +119,7 @@ pub(crate) fn run_tests(command: &mut Command) -> Result<Count> {
 fn parse_result(line: &str) -> Option<(u64, u64, u64)> {
     let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let number = |word: &str| {
-        counts.split("; ").find_map(|part| part.trim().strip_suffix(word)).and_then(|n| n.trim().parse::<u64>().ok())
+        counts.split(';').find_map(|part| part.trim().strip_suffix(word)).and_then(|n| n.trim().parse::<u64>().ok())
     };
     Some((number("passed")?, number("failed")?, number("ignored")?))
 }
