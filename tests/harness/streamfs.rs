@@ -46,6 +46,7 @@ pub struct Streamfs {
     cache: PathBuf,
     variables: Vec<(OsString, OsString)>,
     user: Option<u32>,
+    program: PathBuf,
 }
 
 impl Default for Streamfs {
@@ -68,7 +69,7 @@ impl Streamfs {
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(home.path().join("run"), private).expect("own folder");
         let cache = home.path().join("cache/streamfs");
-        Self { home, cache, variables: Vec::new(), user: None }
+        Self { home, cache, variables: Vec::new(), user: None, program: Self::program() }
     }
 
     /// The built program.
@@ -97,11 +98,13 @@ impl Streamfs {
 
     /// Runs every command as another user, who owns this home. Needs root.
     pub fn as_user(mut self, uid: u32) -> Self {
-        for folder in [self.home.path().to_owned()]
-            .into_iter()
-            .chain(["run", "cache", "config", "data", "state", "keys"].map(|f| self.home.path().join(f)))
-        {
-            std::os::unix::fs::chown(&folder, Some(uid), Some(uid)).expect("only root can run tests as somebody else");
+        // The target directory may lie where others cannot go.
+        let program = self.home.path().join("streamfs");
+        fs::copy(&self.program, &program).expect("room for a copy of the program");
+        self.program = program;
+        let inside = ["run", "cache", "config", "data", "state", "keys"].map(|f| self.home.path().join(f));
+        for folder in inside.iter().map(PathBuf::as_path).chain([self.home.path()]) {
+            std::os::unix::fs::chown(folder, Some(uid), Some(uid)).expect("only root can run tests as somebody else");
         }
         self.user = Some(uid);
         self
@@ -155,7 +158,7 @@ impl Streamfs {
 
     /// `streamfs` with `arguments`, not started yet.
     pub fn streamfs<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
-        let mut command = self.command(Self::program());
+        let mut command = self.command(&self.program);
         command.args(arguments);
         command
     }
