@@ -1,1 +1,23 @@
-//! Harness.
+//! What the test programs share: the built command in a world of its own, real servers, real application trees,
+//! random trees, and an exact comparison of two trees.
+//!
+//! Nothing here checks the product; tests do, and name in their failures what they expected. Everything a test
+//! starts ends with the value that started it, also when the test panics.
+
+mod compare;
+mod fault_server;
+mod nginx;
+mod random_tree;
+mod streamfs;
+mod tier;
+mod trees;
+mod waiting;
+
+pub use compare::{assert_same_tree, compare_trees};
+pub use fault_server::{Fault, FaultServer, Rule, ServedRequest};
+pub use nginx::{Nginx, NginxOptions, Request, Scheme};
+pub use random_tree::{TreeLimits, random_tree};
+pub use streamfs::{MountGuard, Outcome, Streamfs, is_mount_point};
+pub use tier::{Tier, seeds, tier};
+pub use trees::{NODE_TREE, PYTHON_TREE, TREES_FOLDER, node_tree, python_tree, target_dir};
+pub use waiting::{wait_for, wait_for_exit};

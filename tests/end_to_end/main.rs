@@ -1,0 +1,44 @@
+//! The built command against real servers, real applications and real trouble, from publishing to unmounting.
+
+mod cache;
+mod cli_errors;
+mod crashes;
+mod faults;
+mod http_servers;
+mod publishing;
+mod real_trees;
+mod scale;
+mod tampering;
+mod upgrade;
+
+use std::fs;
+use std::path::Path;
+
+/// A small tree with a bit of everything that reading tests need: `small`, `folder/large` (3 MB, incompressible),
+/// `text`, and a link.
+fn sample(root: &Path) {
+    fs::create_dir_all(root.join("folder")).expect("a folder of the test");
+    fs::write(root.join("small"), "small content\n").expect("a folder of the test");
+    fs::write(root.join("text"), "a line that repeats itself\n".repeat(20_000)).expect("a folder of the test");
+    fs::write(root.join("folder/large"), noise(3_000_000, 7)).expect("a folder of the test");
+    std::os::unix::fs::symlink("folder/large", root.join("link")).expect("a folder of the test");
+}
+
+/// Bytes that neither compress nor repeat; the same for the same seed.
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    use rand::{RngCore as _, SeedableRng as _};
+    let mut bytes = vec![0; length];
+    rand::rngs::StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+/// Lets later reads come from the file system and not from the kernel's page cache.
+fn forget_pages(path: &Path) {
+    let file = fs::File::open(path).expect("a file of the test");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("a regular file");
+}
+
+/// `CONTENT/PACKAGE` of a folder.
+fn in_folder(content: &Path, package: &str) -> String {
+    format!("{}/{package}", content.to_str().expect("tests use plain paths"))
+}

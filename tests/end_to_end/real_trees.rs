@@ -1,0 +1,82 @@
+//! Real applications, published, mounted from a web server over TLS, compared with their source, and launched.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tests::{Nginx, Streamfs, assert_same_tree, node_tree, python_tree};
+
+/// A user, a server with the published tree, and where to mount it from.
+fn published(source: &Path, package: &str) -> (Streamfs, Nginx, String) {
+    let user = Streamfs::new();
+    let content = user.folder("content");
+    let summary = user.publish(source, &crate::in_folder(&content, package), "1.0");
+    println!("published {package}: {summary}");
+    let server = Nginx::https(&content);
+    let user = user.with_variable("SSL_CERT_FILE", server.ca_file());
+    let url = format!("{}/{package}", server.url());
+    (user, server, url)
+}
+
+fn succeeds(mut command: Command) -> String {
+    let shown = format!("{command:?}");
+    let output = command.stdin(Stdio::null()).output().expect("the program starts");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{shown}: {}\n{said}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    said
+}
+
+#[test]
+fn python_with_numpy_and_pandas() {
+    let source = python_tree();
+    let (user, server, url) = published(&source, "python");
+    let mount = user.mount(&url, "mnt");
+    let script = "import sys, numpy, pandas
+frame = pandas.DataFrame({'a': numpy.arange(10), 'b': numpy.arange(10) ** 2})
+print(sys.prefix, frame.b.sum(), frame.groupby(frame.a % 2).b.sum().tolist())";
+    let mut python = user.command(mount.join("bin/python3.11"));
+    python.env("LD_LIBRARY_PATH", mount.join("lib")).arg("-c").arg(script);
+    let said = succeeds(python);
+    assert_eq!(said.trim(), format!("{} 285 [120, 165]", mount.path().display()));
+    let launched: u64 = server.requests().iter().map(|r| r.body_bytes).sum();
+    let stored: u64 = folder_bytes(&user.home().join("content"));
+    assert!(launched < stored / 2, "a launch fetched {launched} of {stored} stored bytes: that is not streaming");
+    assert_same_tree(&source, mount.path());
+    // HTTP/2 was offered, so it is used.
+    assert!(server.requests().iter().all(|r| r.protocol == "HTTP/2.0"));
+    mount.unmount();
+}
+
+#[test]
+fn node_with_eslint_typescript_and_webpack() {
+    let source = node_tree();
+    let (user, _server, url) = published(&source, "node");
+    let mount = user.mount(&url, "mnt");
+    let work = user.folder("work");
+    fs::write(
+        work.join("hello.ts"),
+        "function greet(name: string): string { return `hello ${name}`; }\nconsole.log(greet('mount'));\n",
+    )
+    .expect("a folder of the test");
+    let node = |arguments: &[&OsStr]| {
+        let mut command = user.command(mount.join("bin/node"));
+        command.current_dir(&work).args(arguments);
+        succeeds(command)
+    };
+    node(&[mount.join("node_modules/typescript/bin/tsc").as_os_str(), "hello.ts".as_ref()]);
+    assert_eq!(node(&["hello.js".as_ref()]), "hello mount\n");
+    node(&[mount.join("node_modules/eslint/bin/eslint.js").as_os_str(), "--version".as_ref()]);
+    assert_same_tree(&source, mount.path());
+    mount.unmount();
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).expect("the content root").map(|e| e.expect("the content root"));
+    entries
+        .map(|e| {
+            let meta = e.metadata().expect("the content root");
+            if meta.is_dir() { folder_bytes(&e.path()) } else { meta.len() }
+        })
+        .sum()
+}

@@ -1,0 +1,86 @@
+//! The system packages that building and testing need.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Result, bail};
+
+use crate::steps::succeed;
+
+/// How to tell that a package is there without asking a package manager, which takes seconds.
+enum Probe {
+    /// A program of this name.
+    Program(&'static str),
+    /// A file at this path.
+    File(&'static str),
+    /// A module that Python 3.11 can run.
+    PythonModule(&'static str),
+}
+
+/// What is needed, with the Debian package that brings it.
+const NEEDED: &[(Probe, &str)] = &[
+    // aws-lc (hashing and TLS) and zstd are C; libFuzzer is C++.
+    (Probe::Program("gcc"), "gcc"),
+    (Probe::Program("g++"), "g++"),
+    (Probe::Program("fusermount3"), "fuse3"),
+    (Probe::Program("nginx"), "nginx-light"),
+    (Probe::Program("openssl"), "openssl"),
+    (Probe::File("/etc/ssl/certs/ca-certificates.crt"), "ca-certificates"),
+    (Probe::File("/usr/bin/python3.11"), "python3.11"),
+    (Probe::PythonModule("pip"), "python3-pip"),
+];
+
+impl Probe {
+    fn is_there(&self) -> bool {
+        match self {
+            Probe::Program(name) => {
+                let path = std::env::var_os("PATH").unwrap_or_default();
+                let more = ["/usr/sbin", "/sbin", "/usr/local/sbin"].map(Into::into);
+                std::env::split_paths(&path).chain(more).any(|folder| folder.join(name).is_file())
+            }
+            Probe::File(path) => Path::new(path).exists(),
+            Probe::PythonModule(name) => Command::new("/usr/bin/python3.11")
+                .args(["-m", name, "--version"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .is_ok_and(|status| status.success()),
+        }
+    }
+}
+
+fn missing() -> Vec<&'static str> {
+    NEEDED.iter().filter(|(probe, _)| !probe.is_there()).map(|(_, package)| *package).collect()
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.trim_ascii() == b"0")
+}
+
+/// Installs what is missing. Does nothing, and needs no network, when all is there.
+pub(crate) fn run() -> Result<()> {
+    let packages = missing();
+    if !packages.is_empty() {
+        let list = packages.join(" ");
+        if !is_root() || !Path::new("/usr/bin/apt-get").exists() {
+            bail!("these Debian packages are missing; install them as root: apt-get install {list}");
+        }
+        println!("installing {list}");
+        let apt = || {
+            let mut command = Command::new("apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+            command
+        };
+        succeed(apt().args(["-qq", "update"]))?;
+        succeed(apt().args(["-qq", "install", "--yes", "--no-install-recommends"]).args(&packages))?;
+        let still = missing();
+        if !still.is_empty() {
+            bail!("apt-get installed {list}, but these are still missing: {}", still.join(" "));
+        }
+    }
+    if !Path::new("/dev/fuse").exists() {
+        bail!("/dev/fuse is missing: load the module (modprobe fuse), or start the container with --device /dev/fuse");
+    }
+    Ok(())
+}
