@@ -75,12 +75,35 @@ impl Extent {
     }
 }
 
-/// Compresses a block at zstd `level`; the raw bytes if that does not make it smaller.
-pub fn encode(raw: &[u8], level: i32) -> Vec<u8> {
-    match zstd::bulk::compress(raw, level) {
-        Ok(packed) if packed.len() < raw.len() => packed,
-        _ => raw.to_vec(),
+/// Compresses blocks. Its working memory is kept from block to block, which for small ones is most of the cost.
+pub struct Encoder(zstd::bulk::Compressor<'static>);
+
+impl Encoder {
+    /// An encoder at zstd `level`.
+    pub fn new(level: i32) -> Result<Self> {
+        let compressor = zstd::bulk::Compressor::new(level);
+        Ok(Self(compressor.map_err(|e| Error::local("prepare", "the compressor", e))?))
     }
+
+    /// The stored form of a block: compressed, or `raw` itself if that is not larger.
+    pub fn encode(&mut self, raw: Vec<u8>) -> Vec<u8> {
+        match self.0.compress(&raw) {
+            Ok(packed) if packed.len() < raw.len() => packed,
+            _ => raw,
+        }
+    }
+}
+
+thread_local! {
+    /// Decompressing needs 160 KiB of working memory; threads that do it do it often.
+    static DECOMPRESSOR: std::cell::RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { std::cell::RefCell::new(None) };
+}
+
+fn decompress_frame(stored: &[u8], length: usize) -> std::io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|kept| match kept {
+        Some(decompressor) => decompressor.decompress(stored, length),
+        None => kept.insert(zstd::bulk::Decompressor::new()?).decompress(stored, length),
+    })
 }
 
 /// Decompresses stored bytes without checking what they say: exactly `length` bytes or an error.
@@ -91,7 +114,7 @@ pub fn decompress(stored: &[u8], length: usize, limit: usize) -> std::result::Re
     if stored.len() == length {
         return Ok(stored.to_vec());
     }
-    let raw = zstd::bulk::decompress(stored, length).map_err(|e| format!("it does not decompress: {e}"))?;
+    let raw = decompress_frame(stored, length).map_err(|e| format!("it does not decompress: {e}"))?;
     if raw.len() == length { Ok(raw) } else { Err(format!("it decompresses to {} bytes instead of {length}", raw.len())) }
 }
 
@@ -118,7 +141,7 @@ mod tests {
     #[test]
     fn blocks_return_as_they_went() {
         for raw in [vec![7u8; 100_000], (0..255).collect::<Vec<u8>>(), vec![0]] {
-            let stored = Bytes::from(encode(&raw, 3));
+            let stored = Bytes::from(Encoder::new(3).unwrap().encode(raw.clone()));
             assert!(stored.len() <= raw.len());
             let back = decode(&stored, raw.len(), &Hash::of(&raw), BLOCK_MAX_BYTES, &|| "b".into()).unwrap();
             assert_eq!(back, raw);
@@ -128,7 +151,7 @@ mod tests {
     #[test]
     fn damage_is_told() {
         let raw = vec![7u8; 100_000];
-        let good = encode(&raw, 3);
+        let good = Encoder::new(3).unwrap().encode(raw.clone());
         let whence = || "pack p at 7".to_owned();
         for at in 0..good.len() {
             let mut bad = good.clone();

@@ -16,7 +16,7 @@ use super::Progress;
 use super::pack_writer::PackStore;
 use crate::error::{Error, Result};
 use crate::package::Hash;
-use crate::package::block::{self, BLOCK_AVERAGE_BYTES, BLOCK_MAX_BYTES, BLOCK_MIN_BYTES};
+use crate::package::block::{Encoder, BLOCK_AVERAGE_BYTES, BLOCK_MAX_BYTES, BLOCK_MIN_BYTES};
 use crate::platform::{self, Facts};
 
 /// Uncompressed bytes that may wait between reading and writing: bounds memory, and keeps workers busy.
@@ -66,15 +66,16 @@ pub(super) fn run<T>(
 ) -> Result<T> {
     let (jobs, queue) = channel::<Job>();
     let queue = Arc::new(Mutex::new(queue));
+    let encoders: Vec<Encoder> = (0..threads.max(1)).map(|_| Encoder::new(level)).collect::<Result<_>>()?;
     std::thread::scope(|scope| {
-        for _ in 0..threads.max(1) {
+        for mut encoder in encoders {
             let queue = queue.clone();
             scope.spawn(move || {
                 loop {
                     let next = queue.lock().map(|q| q.recv());
                     let Ok(Ok(Job { raw, done })) = next else { return };
                     // The receiver is gone only when publishing failed elsewhere.
-                    let _ = done.send(block::encode(&raw, level));
+                    let _ = done.send(encoder.encode(raw));
                 }
             });
         }

@@ -15,7 +15,7 @@ use super::{
     name_hash,
 };
 use crate::error::{Error, Result};
-use crate::package::block::{self, Extent};
+use crate::package::block::{Encoder, Extent};
 use crate::package::descriptor::{Level, PageSum, PageTree, TreeRef};
 use crate::package::{Hash, NodeId};
 
@@ -99,6 +99,7 @@ pub struct TreeBuilder {
     nodes: Spool,
     extent_page: Vec<(u64, Extent)>,
     extents: Spool,
+    encoder: Encoder,
 }
 
 /// Leaves of one page tree on their way to disk.
@@ -114,8 +115,8 @@ impl Spool {
         Ok(Self { file, bytes: 0, entries: Vec::new() })
     }
 
-    fn push(&mut self, node: u64, position: u64, page: &[u8]) -> Result<()> {
-        let (stored, sum) = seal(page);
+    fn push(&mut self, encoder: &mut Encoder, node: u64, position: u64, page: Vec<u8>) -> Result<()> {
+        let (stored, sum) = seal(encoder, page);
         self.file.write_all(&stored).map_err(|e| Error::local("write", "the scratch file of the tree", e))?;
         self.entries.push(IndexEntry { node, position, offset: self.bytes, sum });
         self.bytes += stored.len() as u64;
@@ -123,10 +124,11 @@ impl Spool {
     }
 }
 
-fn seal(page: &[u8]) -> (Vec<u8>, PageSum) {
+fn seal(encoder: &mut Encoder, page: Vec<u8>) -> (Vec<u8>, PageSum) {
     debug_assert!(page.len() <= PAGE_MAX_BYTES, "pages are closed before they overflow");
-    let stored = block::encode(page, PAGE_LEVEL);
-    let sum = PageSum { stored: stored.len() as u32, length: page.len() as u32, hash: Hash::of(page) };
+    let (length, hash) = (page.len() as u32, Hash::of(&page));
+    let stored = encoder.encode(page);
+    let sum = PageSum { stored: stored.len() as u32, length, hash };
     (stored, sum)
 }
 
@@ -149,6 +151,7 @@ impl TreeBuilder {
             nodes: Spool::new(scratch)?,
             extent_page: Vec::new(),
             extents: Spool::new(scratch)?,
+            encoder: Encoder::new(PAGE_LEVEL)?,
         })
     }
 
@@ -242,7 +245,7 @@ impl TreeBuilder {
             page.extend_from_slice(&node.to_le_bytes());
             extent.encode(&mut page);
         }
-        self.extents.push(*node, first.file_offset, &page)
+        self.extents.push(&mut self.encoder, *node, first.file_offset, page)
     }
 
     fn close_node_page(&mut self) -> Result<()> {
@@ -259,14 +262,14 @@ impl TreeBuilder {
             at += record.len();
         }
         records.iter().for_each(|record| page.extend_from_slice(record));
-        self.nodes.push(first, 0, &page)
+        self.nodes.push(&mut self.encoder, first, 0, page)
     }
 
     /// Writes the object to `out`, from its beginning.
     pub fn finish(mut self, out: &mut File) -> Result<TreeRef> {
         self.close_node_page()?;
         self.close_extent_page()?;
-        let mut writer = ObjectWriter { out, hash: blake3::Hasher::new(), bytes: 0 };
+        let mut writer = ObjectWriter { out, encoder: &mut self.encoder, hash: blake3::Hasher::new(), bytes: 0 };
         let nodes = writer.page_tree(self.nodes, PageKind::NodeIndex)?;
         let extents = match self.extents.entries.is_empty() {
             true => None,
@@ -294,6 +297,7 @@ pub fn content_hash(extents: &[Extent]) -> Hash {
 
 struct ObjectWriter<'a> {
     out: &'a mut File,
+    encoder: &'a mut Encoder,
     hash: blake3::Hasher,
     bytes: u64,
 }
@@ -322,7 +326,7 @@ impl ObjectWriter<'_> {
                     page.extend_from_slice(&e.sum.length.to_le_bytes());
                     page.extend_from_slice(&e.sum.hash.0);
                 }
-                let (stored, sum) = seal(&page);
+                let (stored, sum) = seal(self.encoder, page);
                 let IndexEntry { node, position, .. } = chunk[0];
                 entries.push(IndexEntry { node, position, offset: bytes.len() as u64, sum });
                 bytes.extend_from_slice(&stored);
