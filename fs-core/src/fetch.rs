@@ -386,13 +386,18 @@ impl Fetcher {
             None => return,
         };
         if let Err(Error::Damaged { reason, .. }) = &outcome {
-            tracing::warn!("{} from {} came damaged: {reason}; asking again", claim.wanted.whence(), self.backend.origin());
+            tracing::warn!(
+                "{} from {} came damaged: {reason}; asking again",
+                claim.wanted.whence(),
+                self.backend.origin()
+            );
             self.counters.damaged.fetch_add(1, Ordering::Relaxed);
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
             let Wanted { object, offset, stored, .. } = &claim.wanted;
             let range = *offset..offset + u64::from(*stored);
             let options = ReadOptions { bypass_caches: true };
-            let again = async { collect(self.backend.read_range(object, range, options).await?, *stored as usize).await };
+            let again =
+                async { collect(self.backend.read_range(object, range, options).await?, *stored as usize).await };
             match again.await {
                 Ok(bytes) => {
                     self.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);

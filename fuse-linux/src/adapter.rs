@@ -194,7 +194,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if self.policy == OpenPolicy::ZeroMessage && self.zero_message_open {
+        if self.zero_message_open && !self.shared.opens.enabled() {
             return reply.error(Errno::ENOSYS);
         }
         let id = NodeId(ino.0);

@@ -57,7 +57,7 @@ impl Default for MountOptions {
             allow_other: false,
             threads: (2 * cores).min(4),
             read_ahead_kb: Some(1024),
-            open_policy: OpenPolicy::default(),
+            open_policy: OpenPolicy::permitted(),
             nonempty: false,
         }
     }

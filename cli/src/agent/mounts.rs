@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use fs_core::mount::Mount;
-use fuse_linux::{MountOptions, Mounted, Mounter};
+use fuse_linux::{MountOptions, Mounted, Mounter, OpenPolicy};
 use tokio::runtime::Handle;
+
+use crate::commands::mount::OpenAnswer;
 
 /// Makes mounts.
 pub(crate) struct Mounting {
@@ -38,14 +40,25 @@ impl Mounting {
     }
 
     /// Shows `mount` at `dir`, removing a dead mount that stands there.
-    pub(crate) async fn attach(&self, mount: Arc<Mount>, dir: &Path, allow_other: bool) -> anyhow::Result<LiveMount> {
+    pub(crate) async fn attach(
+        &self,
+        mount: Arc<Mount>,
+        dir: &Path,
+        allow_other: bool,
+        open_policy: Option<OpenAnswer>,
+    ) -> anyhow::Result<LiveMount> {
         let (mounter, dir) = (self.mounter.clone(), dir.to_owned());
         let runtime = Handle::current();
         blocking(move || {
             if clean_stale(&dir)? {
                 tracing::info!(dir = %dir.display(), "removed the mount of a dead agent");
             }
-            let options = MountOptions { allow_other, ..MountOptions::default() };
+            let mut options = MountOptions { allow_other, ..MountOptions::default() };
+            match open_policy {
+                Some(OpenAnswer::Passthrough) => options.open_policy = OpenPolicy::Passthrough,
+                Some(OpenAnswer::ZeroMessage) => options.open_policy = OpenPolicy::ZeroMessage,
+                None => {}
+            }
             let mounted = mounter.mount(mount, &dir, &options, runtime)?;
             Ok(LiveMount { mounter, mounted, options })
         })

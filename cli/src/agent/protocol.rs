@@ -14,6 +14,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::commands::mount::OpenAnswer;
 use fs_core::config::{Credentials, OriginConfig, RetryPolicy};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
@@ -86,6 +87,7 @@ pub(crate) struct MountRequest {
     pub(crate) package: PackageWire,
     pub(crate) dir: WirePath,
     pub(crate) allow_other: bool,
+    pub(crate) open_policy: Option<OpenAnswer>,
     pub(crate) poll_interval_ms: u64,
     /// Sizes that were asked for on the command line, to tell if the running agent has others.
     pub(crate) cache_size_bytes: Option<u64>,

@@ -79,6 +79,7 @@ async fn mount(request: MountRequest, shared: &Shared) -> anyhow::Result<Value> 
         location,
         trust_root,
         allow_other: request.allow_other,
+        open_policy: request.open_policy,
         poll_interval: Duration::from_millis(request.poll_interval_ms.max(1)),
     };
     let entry = shared.table.mount(&request.dir.0, wish).await?;

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::mounts::{LiveMount, Mounting};
 use super::poll;
 use super::protocol::WirePath;
+use crate::commands::mount::OpenAnswer;
 use crate::commands::status::{MountState, MountStatus};
 
 /// What to mount, and how.
@@ -24,6 +25,7 @@ pub(crate) struct MountWish {
     pub(crate) location: PackageLocation,
     pub(crate) trust_root: Option<PathBuf>,
     pub(crate) allow_other: bool,
+    pub(crate) open_policy: Option<OpenAnswer>,
     pub(crate) poll_interval: Duration,
 }
 
@@ -219,7 +221,7 @@ impl Table {
     async fn attach(self: &Arc<Self>, dir: &Path, wish: MountWish, mount: Arc<Mount>) -> anyhow::Result<Arc<Entry>> {
         let _changing = self.changing.lock().await;
         self.refuse_taken(dir)?;
-        let live = Arc::new(self.mounting.attach(mount.clone(), dir, wish.allow_other).await?);
+        let live = Arc::new(self.mounting.attach(mount.clone(), dir, wish.allow_other, wish.open_policy).await?);
         let shown = Shown { location: wish.location.clone(), mount, live, since: SystemTime::now() };
         let entry = Arc::new(Entry {
             dir: dir.to_owned(),

@@ -44,6 +44,10 @@ pub struct MountArguments {
     /// Let other users in
     #[arg(long)]
     allow_other: bool,
+    /// How opening a file is answered: by letting the kernel read large complete files itself (needs root), or not at
+    /// all [default: passthrough for root]
+    #[arg(long, value_enum, hide = true)]
+    open_policy: Option<OpenAnswer>,
     /// How often to ask for newer versions [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     poll_interval: Option<Duration>,
@@ -60,6 +64,16 @@ pub struct MountArguments {
 pub enum Upgrade {
     /// When `streamfs remount` is run.
     Manual,
+}
+
+/// How opening a file is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OpenAnswer {
+    /// Large complete files are read by the kernel.
+    Passthrough,
+    /// The kernel does not ask.
+    ZeroMessage,
 }
 
 /// What was mounted.
@@ -109,6 +123,7 @@ pub(super) async fn run(arguments: MountArguments, context: &Context) -> anyhow:
         package: wire,
         dir: dir.as_path().into(),
         allow_other: arguments.allow_other,
+        open_policy: arguments.open_policy,
         poll_interval_ms: u64::try_from(poll_interval.as_millis()).unwrap_or(u64::MAX),
         cache_size_bytes: arguments.cache_size,
         memory_bytes: arguments.memory,

@@ -328,7 +328,8 @@ impl Shared {
                 }
             }
             wanted = wanted.saturating_sub(entry.bytes);
-            let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |u| Some(u.saturating_sub(entry.bytes)));
+            let _ =
+                self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |u| Some(u.saturating_sub(entry.bytes)));
             gone.push(entry.content);
         }
         self.entries.fetch_sub(gone.len() as u64, Ordering::Relaxed);
@@ -357,7 +358,8 @@ impl Shared {
             }
         }
         let lost: Vec<Hash> = known.keys().filter(|c| !there.contains(c)).copied().collect();
-        let settled = self.index.adopt(&found).and_then(|()| self.index.remove(&lost)).and_then(|()| self.index.totals());
+        let settled =
+            self.index.adopt(&found).and_then(|()| self.index.remove(&lost)).and_then(|()| self.index.totals());
         match settled {
             Ok((used, entries)) => {
                 self.used.store(used, Ordering::Relaxed);

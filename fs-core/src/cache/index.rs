@@ -85,7 +85,11 @@ impl Index {
         Ok(Self { database, was_clean: was_clean || !existed })
     }
 
-    fn change<T>(&self, durability: Durability, work: impl FnOnce(&redb::WriteTransaction) -> std::result::Result<T, redb::Error>) -> Result<T> {
+    fn change<T>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&redb::WriteTransaction) -> std::result::Result<T, redb::Error>,
+    ) -> Result<T> {
         let mut write = self.database.begin_write().map_err(failed)?;
         write.set_durability(durability).map_err(failed)?;
         let result = work(&write).map_err(failed)?;

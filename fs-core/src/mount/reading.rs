@@ -17,8 +17,9 @@ use crate::package::tree::build::content_hash;
 use crate::package::tree::page::{ExtentsPlace, NodeBody};
 use crate::package::tree::walk::{self, Miss};
 
-/// Files up to this long are verified whole when they are opened, so that the kernel may read them itself.
-const VERIFY_ON_OPEN_MAX_BYTES: u64 = 1 << 20;
+/// Files shorter than this are not worth a descriptor of their own: few requests bring them into the page cache, where
+/// they stay.
+const COMPLETE_FILE_MIN_BYTES: u64 = 512 << 10;
 /// How far the system is asked to read ahead of a sequential reader on local disk.
 const LOCAL_AHEAD_BYTES: u64 = 4 << 20;
 
@@ -139,9 +140,9 @@ impl Mount {
         let file = self.file(held, id)?;
         let extents = self.extents(held, file.id, range)?;
         let cache = self.fetcher.cache();
-        let away = extents.iter().filter(|e| {
-            !file.blob.is_verified(&(e.file_offset..e.file_end())) && cache.in_memory(&e.hash).is_none()
-        });
+        let away = extents
+            .iter()
+            .filter(|e| !file.blob.is_verified(&(e.file_offset..e.file_end())) && cache.in_memory(&e.hash).is_none());
         away.map(|e| self.file_block(&file, e).map_err(Need::Failed)).collect()
     }
 
@@ -200,23 +201,11 @@ impl Mount {
         self.answer(move |this, held| Ok(this.file(held, id)?.blob.present_bytes()))
     }
 
-    /// The local file that holds the whole verified content of `id`, if there is one: an adapter may let the
-    /// kernel read it directly. `None` if any byte is missing or was not verified since the agent started; small
-    /// files are verified here if they were not.
+    /// The local file that holds the whole verified content of `id`, if there is one and it is large: an adapter may
+    /// let the kernel read it directly. `None` if any byte is missing or was not verified since the agent started.
     pub fn complete_file(self: &Arc<Self>, id: NodeId) -> Option<std::fs::File> {
-        let mut held = Held::default();
-        let file = self.file(&mut held, id).ok()?;
-        if file.size == 0 {
-            return None;
-        }
-        if !file.blob.is_complete() && file.allocated <= VERIFY_ON_OPEN_MAX_BYTES {
-            let extents = self.extents(&mut held, file.id, &(0..file.size)).ok()?;
-            let cache = self.fetcher.cache();
-            for e in extents {
-                cache.on_disk(&file.blob, e.file_offset, e.length, &e.hash)?;
-            }
-        }
-        file.blob.open_complete()
+        let file = self.file(&mut Held::default(), id).ok()?;
+        if file.size < COMPLETE_FILE_MIN_BYTES { None } else { file.blob.open_complete() }
     }
 }
 

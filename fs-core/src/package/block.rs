@@ -115,7 +115,11 @@ pub fn decompress(stored: &[u8], length: usize, limit: usize) -> std::result::Re
         return Ok(stored.to_vec());
     }
     let raw = decompress_frame(stored, length).map_err(|e| format!("it does not decompress: {e}"))?;
-    if raw.len() == length { Ok(raw) } else { Err(format!("it decompresses to {} bytes instead of {length}", raw.len())) }
+    if raw.len() == length {
+        Ok(raw)
+    } else {
+        Err(format!("it decompresses to {} bytes instead of {length}", raw.len()))
+    }
 }
 
 /// Decodes and verifies a block: the only way from stored bytes to a reader.

@@ -181,8 +181,12 @@ fn check_request(request: &PublishRequest, package_dir: &Path) -> Result<()> {
     if !(1..=22).contains(&request.level) {
         return Err(Error::InvalidInput(format!("compression level {} is not within 1 to 22", request.level)));
     }
-    std::fs::create_dir_all(&request.content_root).map_err(|e| Error::local("create the content root", &request.content_root, e))?;
-    let root = request.content_root.canonicalize().map_err(|e| Error::local("read the content root", &request.content_root, e))?;
+    std::fs::create_dir_all(&request.content_root)
+        .map_err(|e| Error::local("create the content root", &request.content_root, e))?;
+    let root = request
+        .content_root
+        .canonicalize()
+        .map_err(|e| Error::local("read the content root", &request.content_root, e))?;
     let package = root.join(request.package.as_str());
     if package.starts_with(&source) || source.starts_with(&package) {
         return Err(Error::InvalidInput(format!(
@@ -255,7 +259,14 @@ fn write_tree(
             (Err(_), Some(cut)) => NewXattrs::Block(packs.extents(std::slice::from_ref(cut))?[0]),
             (Err(_), None) => unreachable!("store_files stored every long attribute set"),
         };
-        builder.push(&NewNode { name: node.name.clone(), mode: node.mode, mtime: node.mtime, links: node.links, body, xattrs })?;
+        builder.push(&NewNode {
+            name: node.name.clone(),
+            mode: node.mode,
+            mtime: node.mtime,
+            links: node.links,
+            body,
+            xattrs,
+        })?;
     }
     let aside = scratch.join("tree");
     let mut out = std::fs::File::create(&aside).map_err(|e| Error::local("create", &aside, e))?;

@@ -20,13 +20,19 @@ use parking_lot::Mutex;
 /// How opening a file is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OpenPolicy {
-    /// The first open is answered "not implemented", after which the kernel opens files without asking. Launches of
-    /// interpreters are dominated by opens, so this is the default.
+    /// The first open is answered "not implemented", after which the kernel opens files without asking.
     #[default]
     ZeroMessage,
-    /// Each open is answered, so that files which are complete in the cache can be read by the kernel without this
-    /// process. Needs CAP_SYS_ADMIN; without it files are read through this process as ever.
+    /// Each open is answered, so that large files which are complete in the cache can be read by the kernel without
+    /// this process. Needs CAP_SYS_ADMIN; where the kernel refuses it, this becomes [`OpenPolicy::ZeroMessage`].
     Passthrough,
+}
+
+impl OpenPolicy {
+    /// What suits this process: passthrough where it is permitted (docs/decisions/005-open-policy.md has the numbers).
+    pub fn permitted() -> Self {
+        if crate::mounting::may_mount() { OpenPolicy::Passthrough } else { OpenPolicy::ZeroMessage }
+    }
 }
 
 /// How one open is to be answered.
@@ -54,6 +60,11 @@ impl Opens {
         Opens { enabled: AtomicBool::new(enabled), open: Mutex::default() }
     }
 
+    /// Whether opens need answering at all: not when passthrough is out of the question.
+    pub(crate) fn enabled(&self) -> bool {
+        self.enabled.load(Ordering::Relaxed)
+    }
+
     /// Decides on one more open of `id`. `complete` gives the whole content as a local file, `register` makes it known
     /// to the kernel; neither waits for the network.
     pub(crate) fn open(
@@ -69,11 +80,8 @@ impl Opens {
                 held.get().backing.clone()
             }
             Entry::Vacant(free) => {
-                let backing = if self.enabled.load(Ordering::Relaxed) {
-                    complete().and_then(|file| self.register(&file, register))
-                } else {
-                    None
-                };
+                let backing =
+                    if self.enabled() { complete().and_then(|file| self.register(&file, register)) } else { None };
                 free.insert(OpenInode { backing: backing.clone(), users: 1 });
                 backing
             }

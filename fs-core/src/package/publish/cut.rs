@@ -16,7 +16,7 @@ use super::Progress;
 use super::pack_writer::PackStore;
 use crate::error::{Error, Result};
 use crate::package::Hash;
-use crate::package::block::{Encoder, BLOCK_AVERAGE_BYTES, BLOCK_MAX_BYTES, BLOCK_MIN_BYTES};
+use crate::package::block::{BLOCK_AVERAGE_BYTES, BLOCK_MAX_BYTES, BLOCK_MIN_BYTES, Encoder};
 use crate::platform::{self, Facts};
 
 /// Uncompressed bytes that may wait between reading and writing: bounds memory, and keeps workers busy.

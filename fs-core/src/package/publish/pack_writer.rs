@@ -144,7 +144,8 @@ impl PackStore {
         let entry = PackEntry { hash, offset: open.bytes, stored: stored.len() as u32, length };
         open.entries.push(entry);
         open.bytes += stored.len() as u64;
-        let (index, full) = (open.index, open.bytes >= PACK_TARGET_BYTES || open.entries.len() as u32 >= PACK_BLOCKS_MAX);
+        let (index, full) =
+            (open.index, open.bytes >= PACK_TARGET_BYTES || open.entries.len() as u32 >= PACK_BLOCKS_MAX);
         let place = Place { pack: index, offset: entry.offset, stored: entry.stored, length, used: true };
         self.places.insert(hash, place);
         self.new_blocks += 1;
@@ -175,7 +176,10 @@ impl PackStore {
                 let place = self.places[&cut.hash];
                 if place.length != cut.length {
                     // Equal hashes of unequal lengths: a damaged index, since BLAKE3 has no known collisions.
-                    return Err(Error::damaged(format!("block {}", cut.hash), "an earlier pack tells a different length"));
+                    return Err(Error::damaged(
+                        format!("block {}", cut.hash),
+                        "an earlier pack tells a different length",
+                    ));
                 }
                 let pack = self.listed_number(place.pack);
                 let Cut { file_offset, length, hash } = *cut;
@@ -222,12 +226,14 @@ fn read_index(path: &Path, pack: &PackRef) -> Result<Vec<PackEntry>> {
     if file.metadata().map_err(broken)?.len() != pack.bytes {
         return Err(Error::damaged(whence, format!("it is not {} bytes long", pack.bytes)));
     }
-    let at = pack.bytes.checked_sub(PACK_FOOTER_BYTES as u64).ok_or_else(|| Error::damaged(&whence, "it is too short"))?;
+    let at =
+        pack.bytes.checked_sub(PACK_FOOTER_BYTES as u64).ok_or_else(|| Error::damaged(&whence, "it is too short"))?;
     let mut footer = [0; PACK_FOOTER_BYTES];
     file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut footer)).map_err(broken)?;
     let footer = PackFooter::parse(&footer, &whence)?;
-    let start =
-        at.checked_sub(footer.index_bytes() as u64).ok_or_else(|| Error::damaged(&whence, "it is shorter than its index"))?;
+    let start = at
+        .checked_sub(footer.index_bytes() as u64)
+        .ok_or_else(|| Error::damaged(&whence, "it is shorter than its index"))?;
     let mut index = vec![0; footer.index_bytes()];
     file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut index)).map_err(broken)?;
     pack::parse_index(&footer, &index, pack.bytes, &whence)

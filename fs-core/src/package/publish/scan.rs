@@ -53,8 +53,7 @@ struct Scanner<'a> {
 /// Scans `source`.
 pub(super) fn scan(source: &Path, skip_special: bool, progress: &dyn Progress) -> Result<Tree> {
     let tree = Tree { nodes: Vec::new(), skipped: Vec::new(), bytes: 0, files: 0 };
-    let mut scanner =
-        Scanner { skip_special, progress, tree, linked: HashMap::new(), directories: VecDeque::new() };
+    let mut scanner = Scanner { skip_special, progress, tree, linked: HashMap::new(), directories: VecDeque::new() };
     // The source itself may be a link to the directory; what is in it is not followed.
     let source = source.canonicalize().map_err(|e| Error::local("read the directory", source, e))?;
     let meta = std::fs::symlink_metadata(&source).map_err(|e| Error::local("read attributes of", &source, e))?;
@@ -79,7 +78,10 @@ impl Scanner<'_> {
             let entry = entry.map_err(unreadable)?;
             let name = platform::name_bytes(&entry.file_name());
             if name.len() > NAME_MAX_BYTES {
-                return Err(Error::InvalidInput(format!("{} has a name over {NAME_MAX_BYTES} bytes", entry.path().display())));
+                return Err(Error::InvalidInput(format!(
+                    "{} has a name over {NAME_MAX_BYTES} bytes",
+                    entry.path().display()
+                )));
             }
             found.push((name_hash(&name), name, entry.path()));
         }
@@ -160,7 +162,10 @@ impl Scanner<'_> {
         let target = std::fs::read_link(path).map_err(|e| Error::local("read the link", path, e))?;
         let target = platform::name_bytes(target.as_os_str());
         if target.is_empty() || target.len() > TARGET_MAX_BYTES {
-            return Err(Error::InvalidInput(format!("{} points to a target over {TARGET_MAX_BYTES} bytes", path.display())));
+            return Err(Error::InvalidInput(format!(
+                "{} points to a target over {TARGET_MAX_BYTES} bytes",
+                path.display()
+            )));
         }
         Ok(ScannedBody::Symlink { target })
     }

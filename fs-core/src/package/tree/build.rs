@@ -353,4 +353,3 @@ impl ObjectWriter<'_> {
         Ok(PageTree { root, levels })
     }
 }
-

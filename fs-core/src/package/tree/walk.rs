@@ -229,7 +229,8 @@ pub fn extents(
                         _ => {}
                     }
                 }
-                let overlaps = found[..].windows(2).skip(before.saturating_sub(1)).any(|w| w[0].file_end() > w[1].file_offset);
+                let overlaps =
+                    found[..].windows(2).skip(before.saturating_sub(1)).any(|w| w[0].file_end() > w[1].file_offset);
                 if overlaps || found.last().is_some_and(|e| e.file_end() > size) {
                     return broken("the extents of a file overlap or reach past its end");
                 }
