@@ -35,9 +35,9 @@ use crate::error::{Error, Result};
 use crate::fetch::{FetchStatistics, Fetcher, Urgency, Wanted};
 use crate::package::block::Extent;
 use crate::package::descriptor::Descriptor;
+use crate::package::tree::TreeLayout;
 use crate::package::tree::page::{NodeBody, XattrPlace, decode_xattrs};
 use crate::package::tree::walk::{self, Miss, Walked};
-use crate::package::tree::TreeLayout;
 use crate::package::{NodeId, NodeKind};
 
 /// Files whose places are remembered, and sequences of reads that are followed.
@@ -114,6 +114,13 @@ pub struct Identity {
     pub descriptor: String,
     /// Content root, without credentials.
     pub origin: String,
+}
+
+impl Identity {
+    /// The package's location without the version.
+    pub(crate) fn package_key(&self) -> String {
+        format!("{}/{}", self.origin.trim_end_matches('/'), self.package)
+    }
 }
 
 /// Counters of a mount. The fetches are the package's, which versions mounted side by side share.
@@ -312,13 +319,19 @@ impl Mount {
             })?;
             let encoded = match place {
                 Ok(encoded) => encoded,
-                Err(extent) => match held.blocks.get(&extent.hash).cloned().or_else(|| this.fetcher.cache().in_memory(&extent.hash)) {
+                Err(extent) => match held
+                    .blocks
+                    .get(&extent.hash)
+                    .cloned()
+                    .or_else(|| this.fetcher.cache().in_memory(&extent.hash))
+                {
                     Some(block) => block,
                     None => return Err(Need::Blocks(vec![this.attribute_block(&extent)?])),
                 },
             };
-            decode_xattrs(&encoded)
-                .ok_or_else(|| Need::Failed(Error::damaged("the tree", format!("the attributes of node {} are unreadable", id.0))))
+            decode_xattrs(&encoded).ok_or_else(|| {
+                Need::Failed(Error::damaged("the tree", format!("the attributes of node {} are unreadable", id.0)))
+            })
         })
     }
 
@@ -336,7 +349,10 @@ impl Mount {
 
     fn wanted(&self, extent: &Extent, home: Option<(Arc<crate::cache::Blob>, u64)>) -> Result<Wanted> {
         let object = self.packs.get(extent.pack as usize).ok_or_else(|| {
-            Error::damaged("the tree", format!("it refers to pack {}, but the descriptor lists {}", extent.pack, self.packs.len()))
+            Error::damaged(
+                "the tree",
+                format!("it refers to pack {}, but the descriptor lists {}", extent.pack, self.packs.len()),
+            )
         })?;
         let Extent { pack_offset, stored, length, hash, .. } = *extent;
         Ok(Wanted { object: object.clone(), offset: pack_offset, stored, length, hash, home })

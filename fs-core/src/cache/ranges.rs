@@ -18,13 +18,8 @@ impl Ranges {
         }
         let (mut start, mut end) = (range.start, range.end);
         // A range that begins before and reaches into or up to this one, and all that begin within it.
-        let joined: Vec<u64> = self
-            .ends
-            .range(..=end)
-            .rev()
-            .take_while(|(_, e)| **e >= start)
-            .map(|(s, _)| *s)
-            .collect();
+        let joined: Vec<u64> =
+            self.ends.range(..=end).rev().take_while(|(_, e)| **e >= start).map(|(s, _)| *s).collect();
         for s in joined {
             let e = self.ends.remove(&s).expect("it was listed just now");
             self.total -= e - s;
@@ -43,11 +38,6 @@ impl Ranges {
     /// Bytes in the set.
     pub(super) fn total(&self) -> u64 {
         self.total
-    }
-
-    /// Empties the set.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
     }
 }
 

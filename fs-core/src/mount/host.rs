@@ -109,7 +109,12 @@ impl Host {
         }
         let config = self.settings.origins.lookup(location);
         let backend = backend::open(location, &config)?;
-        Ok(self.packages.lock().entry(key.clone()).or_insert_with(|| self.open_package(key, backend, config.retry.read_deadline)).clone())
+        Ok(self
+            .packages
+            .lock()
+            .entry(key.clone())
+            .or_insert_with(|| self.open_package(key, backend, config.retry.read_deadline))
+            .clone())
     }
 
     /// Uses `backend` for the package at `location` instead of opening its origin: how tests count requests and cause
@@ -148,7 +153,10 @@ impl Host {
         if descriptor.package != location.package || descriptor.version != record.version {
             return Err(Error::Untrusted {
                 package: package.key.clone(),
-                reason: format!("{whence} is signed, but says that it is {} {}", descriptor.package, descriptor.version),
+                reason: format!(
+                    "{whence} is signed, but says that it is {} {}",
+                    descriptor.package, descriptor.version
+                ),
                 source: None,
             });
         }
@@ -176,7 +184,8 @@ impl Host {
             Polled::Changed { validator } => Some(validator),
         };
         if validator.is_some() || known.is_none() {
-            let loaded = client::load(package.fetcher.backend(), &package.key, &self.trust, &LoadOptions::default()).await?;
+            let loaded =
+                client::load(package.fetcher.backend(), &package.key, &self.trust, &LoadOptions::default()).await?;
             // The load's own validator is older than what it loaded at worst; the poll's may be newer.
             let validator = loaded.validator.clone().or(validator);
             *known = Some(Known { loaded, validator });
@@ -211,7 +220,10 @@ impl Host {
         let mut bytes = 0;
         for owner in &owners {
             if !self.cache.pinned_owners().contains(owner) {
-                return Err(Error::NotFound { what: format!("a loaded version {location}"), origin: "this machine".into() });
+                return Err(Error::NotFound {
+                    what: format!("a loaded version {location}"),
+                    origin: "this machine".into(),
+                });
             }
             bytes += self.cache.unpin(owner)?;
         }
@@ -250,7 +262,9 @@ impl Package {
     async fn load(&self, trust: &TrustStore, trust_root: Option<&Path>) -> Result<Loaded> {
         let trust_root = match trust_root {
             None => None,
-            Some(path) => Some(Bytes::from(tokio::fs::read(path).await.map_err(|e| Error::local("read the trust root", path, e))?)),
+            Some(path) => Some(Bytes::from(
+                tokio::fs::read(path).await.map_err(|e| Error::local("read the trust root", path, e))?,
+            )),
         };
         let mut known = self.catalog.lock().await;
         let loaded = client::load(self.fetcher.backend(), &self.key, trust, &LoadOptions { trust_root }).await?;

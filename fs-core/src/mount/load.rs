@@ -54,14 +54,15 @@ pub(super) async fn load(cache: &Arc<Cache>, mount: &Arc<Mount>, progress: Arc<d
     progress.total(totals.allocated_bytes, totals.files);
     progress.message("loading");
     let identity = &mount.identity;
-    let owner = owner(&format!("{}/{}", identity.origin.trim_end_matches('/'), identity.package), &identity.version);
+    let owner = owner(&identity.package_key(), &identity.version);
     let mut pins = vec![mount.pages.blob().content()];
     let mut seen = HashSet::new();
     let mut files = 0;
 
     for first in (1..=totals.nodes).step_by(256) {
         let last = (first + 255).min(totals.nodes);
-        let batch: Vec<(bool, Content)> = mount.answer(move |this, held| contents(this, held, first..=last)).wait().await?;
+        let batch: Vec<(bool, Content)> =
+            mount.answer(move |this, held| contents(this, held, first..=last)).wait().await?;
         files += batch.iter().filter(|(is_file, _)| *is_file).count() as u64;
         let todo: Vec<Content> = batch.into_iter().map(|(_, c)| c).filter(|c| seen.insert(c.blob.content())).collect();
         pins.extend(todo.iter().map(|c| c.blob.content()));
@@ -84,7 +85,11 @@ pub(super) async fn load(cache: &Arc<Cache>, mount: &Arc<Mount>, progress: Arc<d
 }
 
 /// The contents of a range of nodes; all their pages are asked for on the way.
-fn contents(mount: &Mount, held: &mut Held, nodes: std::ops::RangeInclusive<u64>) -> Result<Vec<(bool, Content)>, Need> {
+fn contents(
+    mount: &Mount,
+    held: &mut Held,
+    nodes: std::ops::RangeInclusive<u64>,
+) -> Result<Vec<(bool, Content)>, Need> {
     let mut found = Vec::new();
     for id in nodes.map(NodeId) {
         let (is_file, attributes) = mount.walk(held, |layout, pages| {

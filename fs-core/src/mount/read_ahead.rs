@@ -25,7 +25,8 @@ pub(super) struct Sequence {
 impl Sequence {
     /// Notes a read of `offset..end` in a file of `size`; what to fetch ahead now, if anything.
     pub(super) fn read(&mut self, offset: u64, end: u64, size: u64) -> Option<Range<u64>> {
-        let sequential = self.expected > 0 && offset <= self.expected + SLACK_BYTES && end + SLACK_BYTES >= self.expected;
+        let sequential =
+            self.expected > 0 && offset <= self.expected + SLACK_BYTES && end + SLACK_BYTES >= self.expected;
         if !sequential {
             *self = Sequence { expected: end, window: 0, asked_until: end };
             return None;

@@ -92,7 +92,11 @@ pub fn decompress(stored: &[u8], length: usize, limit: usize) -> std::result::Re
         return Ok(stored.to_vec());
     }
     let raw = zstd::bulk::decompress(stored, length).map_err(|e| format!("it does not decompress: {e}"))?;
-    if raw.len() == length { Ok(raw) } else { Err(format!("it decompresses to {} bytes instead of {length}", raw.len())) }
+    if raw.len() == length {
+        Ok(raw)
+    } else {
+        Err(format!("it decompresses to {} bytes instead of {length}", raw.len()))
+    }
 }
 
 /// Decodes and verifies a block: the only way from stored bytes to a reader.
@@ -100,11 +104,8 @@ pub fn decompress(stored: &[u8], length: usize, limit: usize) -> std::result::Re
 /// # Errors
 /// `Damaged`, naming `whence`, if the bytes do not decompress to `length` bytes with this hash.
 pub fn decode(stored: &Bytes, length: usize, hash: &Hash, limit: usize, whence: &dyn Fn() -> String) -> Result<Bytes> {
-    let raw = if stored.len() == length && length <= limit {
-        stored.clone()
-    } else {
-        Bytes::from(decompress(stored, length, limit).map_err(|reason| Error::damaged(whence(), reason))?)
-    };
+    // Raw ones are copied, too: `stored` is a slice of a whole transfer, which a block that is kept would keep.
+    let raw = Bytes::from(decompress(stored, length, limit).map_err(|reason| Error::damaged(whence(), reason))?);
     if Hash::of(&raw) == *hash {
         return Ok(raw);
     }

@@ -169,7 +169,10 @@ impl Descriptor {
             if tree.levels[0].pages != 1 || tree.levels[0].bytes != u64::from(tree.root.stored) {
                 return Some("the first level of a page tree is not its root page".into());
             }
-            if tree.root.length as usize > PAGE_MAX_BYTES || tree.root.stored > tree.root.length || tree.root.stored == 0 {
+            if tree.root.length as usize > PAGE_MAX_BYTES
+                || tree.root.stored > tree.root.length
+                || tree.root.stored == 0
+            {
                 return Some("a root page is too long".into());
             }
             for level in &tree.levels {

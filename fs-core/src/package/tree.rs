@@ -87,7 +87,12 @@ impl TreeLayout {
         let mut number = |t: &PageTree| -> Result<TreeLevels> {
             let mut levels = Vec::new();
             for level in &t.levels {
-                levels.push(LevelPlace { first_page: pages, pages: level.pages, offset: level.offset, bytes: level.bytes });
+                levels.push(LevelPlace {
+                    first_page: pages,
+                    pages: level.pages,
+                    offset: level.offset,
+                    bytes: level.bytes,
+                });
                 pages = pages
                     .checked_add(level.pages)
                     .ok_or_else(|| Error::damaged(format!("tree {}", tree.object), "it has too many pages"))?;

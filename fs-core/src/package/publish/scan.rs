@@ -53,8 +53,7 @@ struct Scanner<'a> {
 /// Scans `source`.
 pub(super) fn scan(source: &Path, skip_special: bool, progress: &dyn Progress) -> Result<Tree> {
     let tree = Tree { nodes: Vec::new(), skipped: Vec::new(), bytes: 0, files: 0 };
-    let mut scanner =
-        Scanner { skip_special, progress, tree, linked: HashMap::new(), directories: VecDeque::new() };
+    let mut scanner = Scanner { skip_special, progress, tree, linked: HashMap::new(), directories: VecDeque::new() };
     // The source itself may be a link to the directory; what is in it is not followed.
     let source = source.canonicalize().map_err(|e| Error::local("read the directory", source, e))?;
     let meta = std::fs::symlink_metadata(&source).map_err(|e| Error::local("read attributes of", &source, e))?;
@@ -68,18 +67,33 @@ pub(super) fn scan(source: &Path, skip_special: bool, progress: &dyn Progress) -
     Ok(scanner.tree)
 }
 
+/// Why a path of the source cannot be read. What the system cannot name can be published from nearer to the root.
+fn unreadable(action: &'static str, path: &Path, e: std::io::Error) -> Error {
+    if e.kind() != std::io::ErrorKind::InvalidFilename {
+        return Error::local(action, path, e);
+    }
+    let length = path.as_os_str().len();
+    Error::InvalidInput(format!(
+        "cannot {action} a path of {length} bytes, which is more than the system allows; move the directory nearer to the root, or mount it there (mount --bind), and publish from there. The path is {}",
+        path.display()
+    ))
+}
+
 impl Scanner<'_> {
     fn children(&mut self, dir: &Path, index: usize) -> Result<()> {
         if self.progress.cancelled() {
             return Err(Error::Cancelled);
         }
-        let unreadable = |e| Error::local("read the directory", dir, e);
+        let failed = |e| unreadable("read the directory", dir, e);
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(unreadable)? {
-            let entry = entry.map_err(unreadable)?;
+        for entry in std::fs::read_dir(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
             let name = platform::name_bytes(&entry.file_name());
             if name.len() > NAME_MAX_BYTES {
-                return Err(Error::InvalidInput(format!("{} has a name over {NAME_MAX_BYTES} bytes", entry.path().display())));
+                return Err(Error::InvalidInput(format!(
+                    "{} has a name over {NAME_MAX_BYTES} bytes",
+                    entry.path().display()
+                )));
             }
             found.push((name_hash(&name), name, entry.path()));
         }
@@ -88,7 +102,7 @@ impl Scanner<'_> {
         let first_child = self.tree.nodes.len() as u64 + 1;
         let (mut children, mut subdirectories) = (0, 0);
         for (_, name, path) in found {
-            let meta = std::fs::symlink_metadata(&path).map_err(|e| Error::local("read attributes of", &path, e))?;
+            let meta = std::fs::symlink_metadata(&path).map_err(|e| unreadable("read attributes of", &path, e))?;
             if self.add(name, &path, &meta, parent)? {
                 children += 1;
                 subdirectories += u32::from(meta.is_dir());
@@ -160,7 +174,10 @@ impl Scanner<'_> {
         let target = std::fs::read_link(path).map_err(|e| Error::local("read the link", path, e))?;
         let target = platform::name_bytes(target.as_os_str());
         if target.is_empty() || target.len() > TARGET_MAX_BYTES {
-            return Err(Error::InvalidInput(format!("{} points to a target over {TARGET_MAX_BYTES} bytes", path.display())));
+            return Err(Error::InvalidInput(format!(
+                "{} points to a target over {TARGET_MAX_BYTES} bytes",
+                path.display()
+            )));
         }
         Ok(ScannedBody::Symlink { target })
     }

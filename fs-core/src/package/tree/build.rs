@@ -349,4 +349,3 @@ impl ObjectWriter<'_> {
         Ok(PageTree { root, levels })
     }
 }
-
