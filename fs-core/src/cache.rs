@@ -16,6 +16,7 @@ mod blob;
 mod disk;
 mod index;
 mod memory;
+mod open_files;
 mod ranges;
 
 use std::collections::HashSet;

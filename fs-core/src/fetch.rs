@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
+use futures::TryStreamExt;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::runtime::Handle;
@@ -125,6 +125,21 @@ struct Claim {
     promoted: Arc<watch::Sender<bool>>,
 }
 
+/// A block that was asked for.
+struct Asked {
+    outcome: watch::Receiver<Outcome>,
+    /// Somebody else brings it.
+    joined: bool,
+}
+
+async fn arrival(mut outcome: watch::Receiver<Outcome>) -> Result<Bytes> {
+    match outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
+        Ok(Some(Ok(block))) => Ok(block),
+        Ok(Some(Err(e))) => Err(Error::Shared(e)),
+        Ok(None) | Err(_) => Err(Error::Cancelled),
+    }
+}
+
 /// Counts a waiting demand read; background work resumes when the last is gone.
 struct DemandGuard<'a>(&'a Fetcher);
 
@@ -192,74 +207,89 @@ impl Fetcher {
         }
     }
 
-    /// Brings all of `wanted`, in that order, decoded and verified.
+    /// Brings all of `wanted`, in that order, decoded and verified. Nobody waits for background work: it may stay in
+    /// its queue for as long as others are served, and only what is being fetched has a deadline then.
     ///
     /// # Errors
     /// The first block's that could not be had, or `TimedOut`.
     pub async fn get(self: &Arc<Self>, wanted: Vec<Wanted>, urgency: Urgency) -> Result<Vec<Bytes>> {
         let _demand = DemandGuard::new(self, urgency);
-        let objects: Vec<Arc<ObjectPath>> = wanted.iter().map(|w| w.object.clone()).collect();
-        let receivers = self.request(wanted, urgency);
-        let mut blocks = Vec::with_capacity(receivers.len());
+        let asked = self.request(&wanted, urgency);
+        let mut blocks = Vec::with_capacity(asked.len());
         let all = async {
-            for mut receiver in receivers {
-                let outcome = match receiver.wait_for(Option::is_some).await {
-                    Ok(outcome) => outcome.clone(),
-                    Err(_) => None,
-                };
-                match outcome {
-                    Some(Ok(block)) => blocks.push(block),
-                    Some(Err(e)) => return Err(Error::Shared(e)),
-                    None => return Err(Error::Cancelled),
+            for (wanted, Asked { outcome, joined }) in wanted.iter().zip(asked) {
+                let mut brought = arrival(outcome).await;
+                if brought.is_err() && joined && urgency == Urgency::Demand {
+                    // Somebody else's fetch may have failed by what only they wanted: a neighbour that is damaged.
+                    for Asked { outcome, .. } in self.request(std::slice::from_ref(wanted), urgency) {
+                        brought = arrival(outcome).await;
+                    }
                 }
+                let block = brought?;
+                if block.len() != wanted.length as usize {
+                    let reason =
+                        format!("its place tells {} bytes, the block of that hash has {}", wanted.length, block.len());
+                    return Err(Error::damaged(wanted.whence(), reason));
+                }
+                blocks.push(block);
             }
             Ok(())
         };
+        if urgency == Urgency::Background {
+            return all.await.map(|()| blocks);
+        }
         match tokio::time::timeout(self.deadline, all).await {
             Ok(result) => result.map(|()| blocks),
-            Err(_) => Err(Error::TimedOut {
-                object: objects.get(blocks.len()).map_or_else(String::new, |o| o.to_string()),
-                origin: self.backend.origin().to_owned(),
-                after: self.deadline,
-            }),
+            Err(_) => Err(self.timed_out(wanted.get(blocks.len()).map_or_else(String::new, |w| w.object.to_string()))),
         }
     }
 
+    fn timed_out(&self, object: String) -> Error {
+        Error::TimedOut { object, origin: self.backend.origin().to_owned(), after: self.deadline }
+    }
+
+    /// Waits for a step of a transfer, no longer than the deadline.
+    async fn within<T>(&self, object: &ObjectPath, step: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::time::timeout(self.deadline, step).await.unwrap_or_else(|_| Err(self.timed_out(object.to_string())))
+    }
+
     /// Starts whatever is not under way yet.
-    fn request(self: &Arc<Self>, wanted: Vec<Wanted>, urgency: Urgency) -> Vec<watch::Receiver<Outcome>> {
+    fn request(self: &Arc<Self>, wanted: &[Wanted], urgency: Urgency) -> Vec<Asked> {
         let mut claims = Vec::new();
-        let mut receivers = Vec::with_capacity(wanted.len());
+        let mut asked = Vec::with_capacity(wanted.len());
         let promoted = Arc::new(watch::Sender::new(urgency == Urgency::Demand));
         let mut in_flight = self.in_flight.lock();
         for wanted in wanted {
-            if let Some(fetch) = in_flight.get(&wanted.hash) {
+            // One whose bringer is gone without a word (it panicked) must not be waited for by all who come after.
+            let fetch = in_flight.get(&wanted.hash).filter(|fetch| fetch.outcome.has_changed().is_ok());
+            if let Some(fetch) = fetch {
                 if urgency == Urgency::Demand {
                     fetch.promoted.send_if_modified(|promoted| !std::mem::replace(promoted, true));
                 }
-                receivers.push(fetch.outcome.clone());
+                asked.push(Asked { outcome: fetch.outcome.clone(), joined: true });
                 continue;
             }
-            let (tell, receiver) = watch::channel(None);
+            let (tell, outcome) = watch::channel(None);
             if let Some(block) = self.cache.in_memory(&wanted.hash) {
                 tell.send_replace(Some(Ok(block)));
             } else {
-                in_flight.insert(wanted.hash, InFlight { outcome: receiver.clone(), promoted: promoted.clone() });
-                claims.push(Claim { wanted, tell, promoted: promoted.clone() });
+                in_flight.insert(wanted.hash, InFlight { outcome: outcome.clone(), promoted: promoted.clone() });
+                claims.push(Claim { wanted: wanted.clone(), tell, promoted: promoted.clone() });
             }
-            receivers.push(receiver);
+            asked.push(Asked { outcome, joined: false });
         }
         drop(in_flight);
         if !claims.is_empty() {
             let this = self.clone();
             self.runtime.spawn(async move { this.bring(claims).await });
         }
-        receivers
+        asked
     }
 
     /// From disk what is there, from the origin the rest, neighbours together.
     async fn bring(self: Arc<Self>, claims: Vec<Claim>) {
         let this = self.clone();
-        let looked = tokio::task::spawn_blocking(move || this.from_disk(claims)).await;
+        let looked = tokio::task::spawn_blocking(move || this.look_on_disk(claims)).await;
         // The closure does not panic; if the runtime is shutting down, dropping the claims tells the waiters.
         let Ok(mut missing) = looked else { return };
         missing.sort_by(|a, b| (&a.wanted.object, a.wanted.offset).cmp(&(&b.wanted.object, b.wanted.offset)));
@@ -269,7 +299,7 @@ impl Fetcher {
         }
     }
 
-    fn from_disk(&self, claims: Vec<Claim>) -> Vec<Claim> {
+    fn look_on_disk(&self, claims: Vec<Claim>) -> Vec<Claim> {
         let mut missing = Vec::new();
         for claim in claims {
             let Wanted { home, length, hash, .. } = &claim.wanted;
@@ -330,9 +360,9 @@ impl Fetcher {
         let mut buffer = BytesMut::new();
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let result = async {
-            let mut stream = self.backend.read_range(&object, range, ReadOptions::default()).await?;
-            while let Some(piece) = stream.next().await {
-                let piece = piece?;
+            let mut stream =
+                self.within(&object, self.backend.read_range(&object, range, ReadOptions::default())).await?;
+            while let Some(piece) = self.within(&object, stream.try_next()).await? {
                 self.counters.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 buffer.extend_from_slice(&piece);
                 while let Some(claim) = waiting.front() {
@@ -398,13 +428,13 @@ impl Fetcher {
             let options = ReadOptions { bypass_caches: true };
             let again =
                 async { collect(self.backend.read_range(object, range, options).await?, *stored as usize).await };
-            match again.await {
+            match self.within(object, again).await {
                 Ok(bytes) => {
                     self.counters.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    return match self.check(claim, bytes).await {
-                        Some((claim, outcome)) => self.finish(claim, outcome),
-                        None => {}
-                    };
+                    if let Some((claim, outcome)) = self.check(claim, bytes).await {
+                        self.finish(claim, outcome);
+                    }
+                    return;
                 }
                 Err(e) => outcome = Err(e),
             }

@@ -116,6 +116,13 @@ pub struct Identity {
     pub origin: String,
 }
 
+impl Identity {
+    /// The package's location without the version.
+    pub(crate) fn package_key(&self) -> String {
+        format!("{}/{}", self.origin.trim_end_matches('/'), self.package)
+    }
+}
+
 /// Counters of a mount. The fetches are the package's, which versions mounted side by side share.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct MountStatistics {

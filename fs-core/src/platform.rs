@@ -81,7 +81,7 @@ mod unix {
             let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
                 Ok(start) => start,
                 Err(Errno::NXIO) => break,
-                Err(Errno::INVAL | Errno::NOTSUP) => return Ok(vec![0..size]),
+                Err(Errno::INVAL | Errno::NOTSUP) => return Ok(std::iter::once(0..size).collect()),
                 Err(e) => return Err(e.into()),
             };
             let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.min(size);
@@ -107,9 +107,10 @@ mod unix {
         File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
     }
 
-    /// Opens for reading without following a link at the last component.
+    /// Opens for reading without following a link at the last component, and without waiting if it is a named pipe.
     pub(crate) fn open_no_follow(path: &Path) -> io::Result<File> {
-        File::options().read(true).custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed()).open(path)
+        let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+        File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)
     }
 
     /// Makes a folder that only its owner may enter, with its parents.
@@ -130,11 +131,6 @@ mod unix {
     /// Tells the system that `range` of `file` will be read soon.
     pub(crate) fn will_need(file: &File, offset: u64, length: u64) {
         let _ = rustix::fs::fadvise(file, offset, std::num::NonZeroU64::new(length), rustix::fs::Advice::WillNeed);
-    }
-
-    /// First byte of data (or of a hole) of a local file at or after `offset`, if the file system can tell.
-    pub(crate) fn seek_data(file: &File, offset: u64) -> Option<u64> {
-        rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)).ok()
     }
 
     pub(crate) fn is_disk_full(e: &io::Error) -> bool {
@@ -214,10 +210,6 @@ mod other {
     }
 
     pub(crate) fn will_need(_: &File, _: u64, _: u64) {}
-
-    pub(crate) fn seek_data(_: &File, _: u64) -> Option<u64> {
-        None
-    }
 
     pub(crate) fn is_disk_full(e: &io::Error) -> bool {
         matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)

@@ -1,13 +1,19 @@
 //! One content on disk.
+//!
+//! Everything known of a file is told of one particular file: a blob whose file was removed, replaced or could not
+//! be read begins anew (a new *generation*), and what was verified of the old one is forgotten with it.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
+use super::open_files::OpenFiles;
 use super::ranges::Ranges;
 use crate::package::Hash;
 use crate::platform;
@@ -19,12 +25,21 @@ pub struct Blob {
     size: u64,
     stored: u64,
     path: PathBuf,
-    file: RwLock<Option<Arc<File>>>,
+    open_files: Arc<OpenFiles>,
+    me: Weak<Blob>,
     state: Mutex<State>,
+    /// Whether the file was used since it was last considered for closing.
+    used: AtomicBool,
+    written: AtomicBool,
 }
 
+/// Guarded by one lock, so that no range is ever called verified of another file than the one it was checked in.
 #[derive(Debug, Default)]
 struct State {
+    file: Option<Arc<File>>,
+    /// Which file `verified` tells of, while it is closed for want of descriptors.
+    identity: Option<(u64, u64)>,
+    generation: u64,
     verified: Ranges,
     /// The file was made since the agent started: what is not verified is not there.
     born_here: bool,
@@ -32,9 +47,32 @@ struct State {
     absent: bool,
 }
 
+impl State {
+    fn forget(&mut self) {
+        *self = State { generation: self.generation + 1, ..State::default() };
+    }
+}
+
+/// A file opened for writing, and which generation of the blob it belongs to.
+#[derive(Debug)]
+pub(super) struct Writing {
+    pub(super) file: Arc<File>,
+    pub(super) generation: u64,
+}
+
 impl Blob {
-    pub(super) fn new(content: Hash, size: u64, stored: u64, path: PathBuf) -> Self {
-        Self { content, size, stored, path, file: RwLock::new(None), state: Mutex::new(State::default()) }
+    pub(super) fn new(content: Hash, size: u64, stored: u64, path: PathBuf, open_files: Arc<OpenFiles>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            content,
+            size,
+            stored,
+            path,
+            open_files,
+            me: me.clone(),
+            state: Mutex::default(),
+            used: AtomicBool::new(false),
+            written: AtomicBool::new(false),
+        })
     }
 
     /// Name of the content.
@@ -69,23 +107,30 @@ impl Blob {
 
     /// Reads a verified range; `None` if it is not that or the disk fails.
     pub fn read(&self, range: &Range<u64>) -> Option<Bytes> {
-        if !self.is_verified(range) {
-            return None;
-        }
-        self.read_unverified(range)
+        let file = self.with_file(|state| state.verified.contains(range))?;
+        self.read_from(&file, range)
     }
 
     /// The complete file, opened for reading.
     pub fn open_complete(&self) -> Option<File> {
-        if !self.is_complete() {
+        // Under the lock: eviction forgets what is verified before anybody can make the file anew, empty.
+        let mut state = self.state.lock();
+        let complete = |state: &State| state.verified.total() >= self.stored;
+        if !complete(&state) {
             return None;
         }
-        File::open(&self.path).ok().filter(|f| f.metadata().is_ok_and(|m| m.len() == self.size))
+        let (_, opened) = self.open_locked(&mut state)?;
+        let file = File::open(&self.path).ok();
+        let same = |meta: &Metadata| meta.len() == self.size && platform::facts(meta).identity == state.identity;
+        let file = file.filter(|f| complete(&state) && f.metadata().is_ok_and(|m| same(&m)));
+        drop(state);
+        self.admit(opened);
+        file
     }
 
     /// Tells the system that `range` will be read soon.
     pub fn will_need(&self, range: Range<u64>) {
-        if let Some(file) = self.opened() {
+        if let Some(file) = self.with_file(|_| true) {
             platform::will_need(&file, range.start, range.end - range.start);
         }
     }
@@ -100,10 +145,24 @@ impl Blob {
         !state.born_here && !state.absent
     }
 
-    pub(super) fn read_unverified(&self, range: &Range<u64>) -> Option<Bytes> {
-        let file = self.opened()?;
+    /// Reads what was not verified yet, and tells of which generation it is.
+    pub(super) fn read_unverified(&self, range: &Range<u64>) -> Option<(Bytes, u64)> {
+        let mut generation = 0;
+        let file = self.with_file(|state| {
+            generation = state.generation;
+            true
+        })?;
+        Some((self.read_from(&file, range)?, generation))
+    }
+
+    /// Whether this agent has stored anything in it.
+    pub(super) fn is_written(&self) -> bool {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    fn read_from(&self, file: &File, range: &Range<u64>) -> Option<Bytes> {
         let mut buffer = vec![0; (range.end - range.start) as usize];
-        match platform::read_exact_at(&file, &mut buffer, range.start) {
+        match platform::read_exact_at(file, &mut buffer, range.start) {
             Ok(()) => Some(buffer.into()),
             Err(e) => {
                 // Shorter than it should be, or the disk fails: forget what was verified, so that it is fetched.
@@ -114,53 +173,124 @@ impl Blob {
         }
     }
 
-    pub(super) fn mark_verified(&self, range: Range<u64>) {
-        self.state.lock().verified.insert(range);
+    /// Notes that a range holds what it should, in that generation; `false` if that one is gone.
+    pub(super) fn mark_verified(&self, range: Range<u64>, generation: u64) -> bool {
+        let mut state = self.state.lock();
+        if state.generation != generation {
+            return false;
+        }
+        state.verified.insert(range);
+        true
     }
 
     /// Forgets the file and what is known of it.
     pub(super) fn forget(&self) {
-        let mut state = self.state.lock();
-        state.verified.clear();
-        state.born_here = false;
-        state.absent = false;
-        *self.file.write() = None;
+        self.state.lock().forget();
     }
 
-    fn opened(&self) -> Option<Arc<File>> {
-        if let Some(file) = &*self.file.read() {
-            return Some(file.clone());
+    /// Removes the file and forgets it, in one step: nobody writes into a file that is going.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        std::fs::remove_file(&self.path)?;
+        state.forget();
+        Ok(())
+    }
+
+    /// Closes the file and keeps what is known of it. `false` if it was used lately and stays open for once.
+    pub(super) fn close(&self, unless_used: bool) -> bool {
+        if self.used.swap(false, Ordering::Relaxed) && unless_used {
+            return false;
         }
-        let mut slot = self.file.write();
-        if slot.is_none() {
-            // Read and write, because one descriptor serves both.
-            match File::options().read(true).write(true).open(&self.path) {
-                Ok(file) => *slot = Some(Arc::new(file)),
-                Err(_) => self.state.lock().absent = true,
+        self.state.lock().file = None;
+        true
+    }
+
+    /// The open file, if there is one and `wanted` still holds once it is open.
+    fn with_file(&self, mut wanted: impl FnMut(&State) -> bool) -> Option<Arc<File>> {
+        let mut state = self.state.lock();
+        if !wanted(&state) {
+            return None;
+        }
+        let (file, opened) = self.open_locked(&mut state)?;
+        let still = !opened || wanted(&state);
+        drop(state);
+        self.admit(opened);
+        self.used.store(true, Ordering::Relaxed);
+        still.then_some(file)
+    }
+
+    /// The file, and whether it had to be opened: then `admit` must be called once the lock is released.
+    fn open_locked(&self, state: &mut State) -> Option<(Arc<File>, bool)> {
+        if let Some(file) = &state.file {
+            return Some((file.clone(), false));
+        }
+        // Read and write, because one descriptor serves both; a cache that became read-only can still be read.
+        let file = match File::options().read(true).write(true).open(&self.path) {
+            Err(e) if matches!(e.kind(), ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied) => {
+                File::open(&self.path)
+            }
+            other => other,
+        };
+        match file.and_then(|file| Ok((file.metadata()?, file))) {
+            Ok((meta, file)) => Some((self.adopt(state, file, &meta), true)),
+            Err(e) => {
+                // Out of descriptors, say, tells nothing of the file.
+                if e.kind() == ErrorKind::NotFound {
+                    state.forget();
+                    state.absent = true;
+                }
+                None
             }
         }
-        slot.clone()
+    }
+
+    fn adopt(&self, state: &mut State, file: File, meta: &Metadata) -> Arc<File> {
+        let identity = platform::facts(meta).identity;
+        if state.identity.is_some() && state.identity != identity {
+            // Somebody put another file there while it was closed.
+            state.forget();
+        }
+        if meta.len() != self.size {
+            // A crash between making it and giving it its length; reading past its end would fail for ever.
+            let _ = file.set_len(self.size);
+        }
+        let file = Arc::new(file);
+        state.identity = identity;
+        state.absent = false;
+        state.file = Some(file.clone());
+        file
+    }
+
+    fn admit(&self, opened: bool) {
+        if opened {
+            self.open_files.admit(&self.me);
+        }
     }
 
     /// The file for writing, made if needed.
-    pub(super) fn opened_for_writing(&self) -> std::io::Result<Arc<File>> {
-        if let Some(file) = self.opened() {
-            return Ok(file);
-        }
-        let mut slot = self.file.write();
-        if let Some(file) = &*slot {
-            return Ok(file.clone());
-        }
-        if let Some(dir) = self.path.parent() {
-            platform::create_private_dir(dir)?;
-        }
-        let file = Arc::new(platform::open_private(&self.path)?);
-        if file.metadata()?.len() == 0 {
-            file.set_len(self.size)?;
-            self.state.lock().born_here = true;
-        }
-        self.state.lock().absent = false;
-        *slot = Some(file.clone());
-        Ok(file)
+    pub(super) fn opened_for_writing(&self) -> io::Result<Writing> {
+        let mut state = self.state.lock();
+        let (file, opened) = match self.open_locked(&mut state) {
+            Some(open) => open,
+            None => {
+                if let Some(dir) = self.path.parent() {
+                    platform::create_private_dir(dir)?;
+                }
+                let file = platform::open_private(&self.path)?;
+                let meta = file.metadata()?;
+                if meta.len() == 0 {
+                    file.set_len(self.size)?;
+                    state.forget();
+                    state.born_here = true;
+                }
+                (self.adopt(&mut state, file, &meta), true)
+            }
+        };
+        let writing = Writing { file, generation: state.generation };
+        drop(state);
+        self.admit(opened);
+        self.used.store(true, Ordering::Relaxed);
+        self.written.store(true, Ordering::Relaxed);
+        Ok(writing)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,13 +12,16 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::index::{Batch, Index};
+use super::open_files::OpenFiles;
 use super::{Blob, CacheStatus, InUse};
 use crate::error::{Error, Result};
 use crate::package::Hash;
 use crate::platform;
 
-/// Blobs whose verified parts are remembered; beyond that they are verified again. Each may hold a descriptor.
-const OPEN_BLOBS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("it is not zero");
+/// Blobs whose verified parts are remembered though nobody holds them; beyond that they are verified again.
+const RECENT_BLOBS_MAX: NonZeroUsize = NonZeroUsize::new(2048).expect("it is not zero");
+/// Folder of the blobs in the cache directory.
+const BLOBS_DIR: &str = "blobs";
 /// How long changes of the index may wait.
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
 /// After a failed write, storing is tried again after this long.
@@ -48,13 +51,42 @@ struct Shared {
     quota: u64,
     keep_free: u64,
     index: Index,
-    open: Mutex<LruCache<Hash, Arc<Blob>>>,
+    blobs: Mutex<Blobs>,
+    open_files: Arc<OpenFiles>,
     used: AtomicU64,
-    entries: AtomicU64,
     batch: Mutex<Batch>,
     degraded: Mutex<Option<(String, Instant)>>,
     in_use: Mutex<Vec<Weak<InUse>>>,
     wake: mpsc::Sender<Wake>,
+    /// An eviction was asked for and has not begun.
+    evict_asked: AtomicBool,
+    /// The index lacks something; the next agent must look through the files.
+    incomplete: AtomicBool,
+}
+
+/// Every blob that somebody holds, so that there are never two of one content: what one of them does to the file,
+/// the other would not know.
+#[derive(Debug)]
+struct Blobs {
+    live: HashMap<Hash, Weak<Blob>>,
+    recent: LruCache<Hash, Arc<Blob>>,
+    /// Entries of `live` at which those that are gone are swept out.
+    sweep_at: usize,
+}
+
+impl Blobs {
+    fn get(&mut self, content: &Hash) -> Option<Arc<Blob>> {
+        self.recent.get(content).cloned().or_else(|| self.live.get(content)?.upgrade())
+    }
+
+    fn insert(&mut self, blob: &Arc<Blob>) {
+        if self.live.len() >= self.sweep_at {
+            self.live.retain(|_, blob| blob.strong_count() > 0);
+            self.sweep_at = (self.live.len() * 2).max(RECENT_BLOBS_MAX.get() * 2);
+        }
+        self.live.insert(blob.content(), Arc::downgrade(blob));
+        self.recent.put(blob.content(), blob.clone());
+    }
 }
 
 fn now_seconds() -> u64 {
@@ -64,22 +96,24 @@ fn now_seconds() -> u64 {
 impl Disk {
     pub(super) fn open(dir: &Path, quota: u64, keep_free: u64) -> Result<Self> {
         platform::create_private_dir(dir).map_err(|e| Error::local("create the cache directory", dir, e))?;
-        let index = Index::open(&dir.join("index.redb"))?;
-        let (used, entries) = index.totals()?;
+        let index = Index::open(&dir.join("index.redb"), dir.join(BLOBS_DIR).exists())?;
+        let used = index.used_bytes()?;
         let was_clean = index.was_clean;
         let (wake, woken) = mpsc::channel();
         let shared = Arc::new(Shared {
-            dir: dir.join("blobs"),
+            dir: dir.join(BLOBS_DIR),
             quota,
             keep_free,
             index,
-            open: Mutex::new(LruCache::new(OPEN_BLOBS_MAX)),
+            blobs: Mutex::new(Blobs { live: HashMap::new(), recent: LruCache::new(RECENT_BLOBS_MAX), sweep_at: 0 }),
+            open_files: Arc::default(),
             used: AtomicU64::new(used),
-            entries: AtomicU64::new(entries),
             batch: Mutex::default(),
             degraded: Mutex::default(),
             in_use: Mutex::default(),
             wake: wake.clone(),
+            evict_asked: AtomicBool::new(false),
+            incomplete: AtomicBool::new(false),
         });
         let background = shared.clone();
         let thread = std::thread::Builder::new()
@@ -91,8 +125,13 @@ impl Disk {
 
     pub(super) fn blob(&self, content: Hash, size: u64, stored: u64) -> Arc<Blob> {
         let shared = &self.shared;
-        let mut open = shared.open.lock();
-        open.get_or_insert(content, || Arc::new(Blob::new(content, size, stored, shared.path(&content)))).clone()
+        let mut blobs = shared.blobs.lock();
+        if let Some(blob) = blobs.get(&content) {
+            return blob;
+        }
+        let blob = Blob::new(content, size, stored, shared.path(&content), shared.open_files.clone());
+        blobs.insert(&blob);
+        blob
     }
 
     pub(super) fn register(&self, set: &Arc<InUse>) {
@@ -117,32 +156,25 @@ impl Disk {
             return Some(block);
         }
         if blob.may_hold_more()
-            && let Some(block) = blob.read_unverified(&range)
+            && let Some((block, generation)) = blob.read_unverified(&range)
             && Hash::of(&block) == *hash
         {
-            blob.mark_verified(range);
+            blob.mark_verified(range, generation);
             return Some(block);
         }
         self.copy_from_elsewhere(blob, offset, length, hash)
     }
 
-    /// A block that another content has too: the file of an earlier version, most often.
+    /// A block that another content has too (the file of an earlier version, most often), or this one elsewhere.
     fn copy_from_elsewhere(&self, blob: &Blob, offset: u64, length: u32, hash: &Hash) -> Option<Bytes> {
-        let (content, at) = match self.shared.index.find_block(hash) {
-            Some(place) => place,
-            // A file of one block is named by its block.
-            None => (*hash, 0),
-        };
-        let path = self.shared.path(&content);
-        if content == blob.content() {
-            return None;
-        }
-        let file = std::fs::File::open(path).ok()?;
-        let mut block = vec![0; length as usize];
-        platform::read_exact_at(&file, &mut block, at).ok()?;
-        if Hash::of(&block) != *hash {
-            return None;
-        }
+        // A file of one block is named by its block, and not in the index of blocks.
+        let places = self.shared.index.find_block(hash).into_iter().chain([(*hash, 0)]);
+        let block = places.filter(|place| *place != (blob.content(), offset)).find_map(|(content, at)| {
+            let file = std::fs::File::open(self.shared.path(&content)).ok()?;
+            let mut block = vec![0; length as usize];
+            platform::read_exact_at(&file, &mut block, at).ok()?;
+            (Hash::of(&block) == *hash).then_some(block)
+        })?;
         self.store(blob, offset, hash, &block);
         Some(block.into())
     }
@@ -150,25 +182,41 @@ impl Disk {
     pub(super) fn store(&self, blob: &Blob, offset: u64, hash: &Hash, block: &[u8]) -> bool {
         let shared = &self.shared;
         let length = block.len() as u64;
+        let range = offset..offset + length;
+        if blob.is_verified(&range) {
+            // Brought twice: counting it twice would fill the cache with nothing.
+            return true;
+        }
         if shared.is_degraded() {
             return false;
         }
-        let used = shared.used.load(Ordering::Relaxed);
-        if used + length > shared.quota * EVICT_ABOVE_PERCENT / 100 {
-            let _ = self.wake.send(Wake::Evict);
-            if used + length > shared.quota {
+        // Reserved before it is written: many threads store at once, and all together must keep the quota.
+        let within = |used: u64| used.checked_add(length).filter(|after| *after <= shared.quota);
+        let reserved = shared.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
+        match reserved {
+            Ok(before) if before + length <= shared.evict_above() => {}
+            Ok(_) => shared.ask_for_eviction(),
+            Err(_) => {
+                shared.ask_for_eviction();
                 return false;
             }
         }
-        let written = blob.opened_for_writing().and_then(|file| platform::write_all_at(&file, block, offset));
-        if let Err(e) = written {
-            blob.forget();
-            shared.degrade(&e);
-            let _ = self.wake.send(Wake::Evict);
+        let written = blob
+            .opened_for_writing()
+            .and_then(|writing| platform::write_all_at(&writing.file, block, offset).map(|()| writing.generation));
+        let stored = match written {
+            Ok(generation) => blob.mark_verified(range, generation),
+            Err(e) => {
+                blob.forget();
+                shared.degrade(&e);
+                shared.ask_for_eviction();
+                false
+            }
+        };
+        if !stored {
+            shared.release(length);
             return false;
         }
-        blob.mark_verified(offset..offset + length);
-        shared.used.fetch_add(length, Ordering::Relaxed);
         let mut batch = shared.batch.lock();
         let entry = batch.entries.entry(blob.content()).or_default();
         *entry = (entry.0 + length, now_seconds());
@@ -196,13 +244,14 @@ impl Disk {
 
     pub(super) fn status(&self) -> CacheStatus {
         let shared = &self.shared;
-        let pinned = shared.index.entries().map_or(0, |all| all.iter().filter(|e| e.pinned).map(|e| e.bytes).sum());
+        shared.flush();
+        let entries = shared.index.entries().unwrap_or_default();
         CacheStatus {
             used_bytes: shared.used.load(Ordering::Relaxed),
             quota_bytes: shared.quota,
-            entries: shared.entries.load(Ordering::Relaxed),
-            pinned_bytes: pinned,
-            degraded: shared.degraded.lock().as_ref().map(|(why, _)| why.clone()),
+            entries: entries.len() as u64,
+            pinned_bytes: entries.iter().filter(|e| e.pinned).map(|e| e.bytes).sum(),
+            degraded: shared.why_degraded(),
             memory_bytes: 0,
         }
     }
@@ -219,7 +268,9 @@ impl Drop for Disk {
             let _ = thread.join();
         }
         self.shared.flush();
-        self.shared.index.close();
+        if !self.shared.incomplete.load(Ordering::Relaxed) {
+            self.shared.index.close();
+        }
     }
 }
 
@@ -243,13 +294,16 @@ impl Shared {
                             return;
                         }
                     }
+                    // What is asked for from now on may not be seen by this eviction.
+                    self.evict_asked.store(false, Ordering::SeqCst);
                     self.flush();
                     self.evict();
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.flush();
                     let free = platform::disk_space(&self.dir).map_or(u64::MAX, |(free, _)| free);
-                    if free < self.keep_free && self.used.load(Ordering::Relaxed) > 0 {
+                    let used = self.used.load(Ordering::Relaxed);
+                    if used > self.evict_above() || (free < self.keep_free && used > 0) {
                         self.evict();
                     }
                 }
@@ -257,7 +311,36 @@ impl Shared {
         }
     }
 
+    /// Bytes at which eviction begins by itself.
+    fn evict_above(&self) -> u64 {
+        self.quota / 100 * EVICT_ABOVE_PERCENT
+    }
+
+    fn ask_for_eviction(&self) {
+        if !self.evict_asked.swap(true, Ordering::SeqCst) {
+            // It fails only when the cache is being closed.
+            let _ = self.wake.send(Wake::Evict);
+        }
+    }
+
+    /// Gives back bytes that were reserved or are gone.
+    fn release(&self, bytes: u64) {
+        let less = |used: u64| Some(used.saturating_sub(bytes));
+        // The closure always gives a value, so this cannot fail.
+        let _ = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    fn why_degraded(&self) -> Option<String> {
+        if let Some(why) = &self.index.unusable {
+            return Some(why.clone());
+        }
+        self.degraded.lock().as_ref().map(|(why, _)| why.clone())
+    }
+
     fn is_degraded(&self) -> bool {
+        if self.index.unusable.is_some() {
+            return true;
+        }
         let mut degraded = self.degraded.lock();
         match &*degraded {
             Some((_, since)) if since.elapsed() < DEGRADED_FOR => true,
@@ -284,20 +367,21 @@ impl Shared {
         if batch.entries.is_empty() && batch.blocks.is_empty() {
             return;
         }
-        match self.index.apply(batch) {
-            Ok(new) => drop(self.entries.fetch_add(new, Ordering::Relaxed)),
-            Err(e) => tracing::warn!("{e}"),
+        if let Err(e) = self.index.apply(batch) {
+            self.incomplete.store(true, Ordering::Relaxed);
+            tracing::warn!("{e}");
         }
     }
 
     /// Removes blobs, least recently used first, until quota and free space are kept. Pinned ones stay; those of
     /// mounts in use go only when nothing else is left.
     fn evict(&self) {
+        // Without the index it is not known what is pinned.
+        if self.index.unusable.is_some() {
+            return;
+        }
         let used = self.used.load(Ordering::Relaxed);
-        let over_quota = match used > self.quota * EVICT_ABOVE_PERCENT / 100 {
-            true => used - self.quota * EVICT_TO_PERCENT / 100,
-            false => 0,
-        };
+        let over_quota = used.saturating_sub(self.quota / 100 * EVICT_TO_PERCENT);
         let free = platform::disk_space(&self.dir).map_or(u64::MAX, |(free, _)| free);
         let mut wanted = over_quota.max(self.keep_free.saturating_sub(free).min(used));
         if wanted == 0 {
@@ -318,21 +402,27 @@ impl Shared {
             if wanted == 0 {
                 break;
             }
-            self.open.lock().pop(&entry.content).inspect(|blob| blob.forget());
-            match std::fs::remove_file(self.path(&entry.content)) {
+            let path = self.path(&entry.content);
+            let blob = self.blobs.lock().get(&entry.content);
+            let removed = match blob {
+                Some(blob) => blob.remove(),
+                None => std::fs::remove_file(&path),
+            };
+            match removed {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
                 Err(e) => {
-                    tracing::warn!("cannot remove {}: {e}", self.path(&entry.content).display());
+                    tracing::warn!("cannot remove {}: {e}", path.display());
                     continue;
                 }
             }
             wanted = wanted.saturating_sub(entry.bytes);
-            let _ =
-                self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |u| Some(u.saturating_sub(entry.bytes)));
+            self.release(entry.bytes);
             gone.push(entry.content);
         }
-        self.entries.fetch_sub(gone.len() as u64, Ordering::Relaxed);
+        if gone.is_empty() {
+            return;
+        }
         let set: HashSet<Hash> = gone.iter().copied().collect();
         if let Err(e) = self.index.remove(&gone).and_then(|()| self.index.remove_blocks_of(&set)) {
             tracing::warn!("{e}");
@@ -341,7 +431,8 @@ impl Shared {
         *self.degraded.lock() = None;
     }
 
-    /// After an unclean end: finds files that the index does not know, and forgets entries without a file.
+    /// After an unclean end: finds files that the index does not know, and forgets entries without a file. Files that
+    /// this agent has begun to use meanwhile are left alone: their entries are being kept.
     fn reconcile(&self) {
         let Ok(entries) = self.index.entries() else { return };
         let known: HashMap<Hash, u64> = entries.iter().map(|e| (e.content, e.bytes)).collect();
@@ -351,22 +442,28 @@ impl Shared {
         for file in shards.flat_map(|s| std::fs::read_dir(s.path()).into_iter().flatten()).flatten() {
             let Some(content) = file.file_name().to_str().and_then(|n| n.parse::<Hash>().ok()) else { continue };
             let Ok(meta) = file.metadata() else { continue };
-            let bytes = platform::facts(&meta).allocated.min(meta.len());
             there.insert(content);
-            if known.get(&content) != Some(&bytes) {
+            if self.is_being_written(&content) {
+                continue;
+            }
+            let bytes = platform::facts(&meta).allocated.min(meta.len());
+            let before = known.get(&content).copied();
+            if before != Some(bytes) {
+                self.used.fetch_add(bytes, Ordering::Relaxed);
+                self.release(before.unwrap_or(0));
                 found.push((content, bytes, now_seconds()));
             }
         }
-        let lost: Vec<Hash> = known.keys().filter(|c| !there.contains(c)).copied().collect();
-        let settled =
-            self.index.adopt(&found).and_then(|()| self.index.remove(&lost)).and_then(|()| self.index.totals());
-        match settled {
-            Ok((used, entries)) => {
-                self.used.store(used, Ordering::Relaxed);
-                self.entries.store(entries, Ordering::Relaxed);
-            }
-            Err(e) => tracing::warn!("{e}"),
+        let is_lost = |content: &&Hash| !there.contains(*content) && !self.is_being_written(content);
+        let lost: Vec<Hash> = known.keys().filter(is_lost).copied().collect();
+        self.release(lost.iter().map(|content| known[content]).sum());
+        if let Err(e) = self.index.adopt(&found).and_then(|()| self.index.remove(&lost)) {
+            self.incomplete.store(true, Ordering::Relaxed);
+            tracing::warn!("{e}");
         }
-        let _ = self.wake.send(Wake::Evict);
+    }
+
+    fn is_being_written(&self, content: &Hash) -> bool {
+        self.blobs.lock().get(content).is_some_and(|blob| blob.is_written())
     }
 }

@@ -4,9 +4,12 @@
 //! writes are batched and not synced (but for pins), and a damaged one is put aside and begun anew.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::backends::InMemoryBackend;
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::error::{Error, Result};
 use crate::package::Hash;
@@ -19,6 +22,8 @@ const BLOCKS: TableDefinition<'_, [u8; 32], ([u8; 32], u64)> = TableDefinition::
 const PINS: TableDefinition<'_, (&str, [u8; 32]), ()> = TableDefinition::new("pins");
 /// Facts about the index itself.
 const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+/// Every so many changes one is synced.
+const DURABLE_EVERY: u64 = 64;
 const CLEAN: &str = "closed cleanly";
 
 /// Changes that wait to be written.
@@ -44,33 +49,69 @@ pub(super) struct Index {
     database: Database,
     /// Whether the last agent closed it, so that it knows every file.
     pub(super) was_clean: bool,
+    /// Why the one on disk cannot be used, if so: then this one is in memory and knows nothing, not even pins.
+    pub(super) unusable: Option<String>,
+    changes: AtomicU64,
 }
 
 fn failed(e: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::local("use", "the index of the cache", std::io::Error::other(e))
+    Error::local("use", "the index of the cache", io::Error::other(e))
+}
+
+/// Whether an error tells of the disk, not of what stands in the file.
+fn is_of_the_disk(e: &redb::Error) -> bool {
+    use io::ErrorKind as K;
+    let redb::Error::Io(e) = e else { return false };
+    matches!(
+        e.kind(),
+        K::StorageFull | K::QuotaExceeded | K::FileTooLarge | K::ReadOnlyFilesystem | K::PermissionDenied
+    )
 }
 
 impl Index {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        match Self::try_open(path) {
+    /// Opens the index at `path`. `has_blobs` tells whether there is anything that it should know.
+    pub(super) fn open(path: &Path, has_blobs: bool) -> Result<Self> {
+        match Self::try_open(path, has_blobs) {
             Ok(index) => Ok(index),
             Err(redb::Error::DatabaseAlreadyOpen) => Err(Error::Busy {
                 what: format!("the cache {}", path.parent().unwrap_or(path).display()),
                 reason: "another agent has it open; use its mounts, or another cache directory".into(),
             }),
+            Err(e) if is_of_the_disk(&e) => Self::in_memory(path, &e),
             Err(e) => {
                 tracing::warn!("the index of the cache is damaged ({e}); beginning a new one");
                 let aside = path.with_extension("damaged");
                 std::fs::rename(path, &aside).map_err(|e| Error::local("put aside", path, e))?;
-                Self::try_open(path).map_err(failed)
+                match Self::try_open(path, has_blobs) {
+                    Err(e) if is_of_the_disk(&e) => Self::in_memory(path, &e),
+                    other => other.map_err(failed),
+                }
             }
         }
     }
 
-    fn try_open(path: &Path) -> std::result::Result<Self, redb::Error> {
+    /// What is cached can be read without an index; it only cannot grow.
+    fn in_memory(path: &Path, why: &redb::Error) -> Result<Self> {
+        let unusable = format!(
+            "the index of the cache, {}, cannot be written ({why}); blocks are fetched each time",
+            path.display()
+        );
+        tracing::warn!("{unusable}");
+        let database = Database::builder().create_with_backend(InMemoryBackend::new()).map_err(failed)?;
+        let mut index = Self::prepare(database, false).map_err(failed)?;
+        index.unusable = Some(unusable);
+        Ok(index)
+    }
+
+    fn try_open(path: &Path, has_blobs: bool) -> std::result::Result<Self, redb::Error> {
         let existed = path.exists();
         // The whole index of a large cache fits; redb's default of 1 GiB would make a mockery of a bounded agent.
         let database = Database::builder().set_cache_size(4 << 20).create(path)?;
+        // A new index knows nothing of blobs that were there before it.
+        Self::prepare(database, !existed && !has_blobs)
+    }
+
+    fn prepare(database: Database, knows_everything: bool) -> std::result::Result<Self, redb::Error> {
         let write = database.begin_write()?;
         let was_clean = {
             write.open_table(ENTRIES)?;
@@ -82,7 +123,8 @@ impl Index {
             was
         };
         write.commit()?;
-        Ok(Self { database, was_clean: was_clean || !existed })
+        let was_clean = was_clean || knows_everything;
+        Ok(Self { database, was_clean, unusable: None, changes: AtomicU64::new(0) })
     }
 
     fn change<T>(
@@ -90,6 +132,9 @@ impl Index {
         durability: Durability,
         work: impl FnOnce(&redb::WriteTransaction) -> std::result::Result<T, redb::Error>,
     ) -> Result<T> {
+        // Space that changes free is used again only after a durable one.
+        let number = self.changes.fetch_add(1, Ordering::Relaxed);
+        let durability = if number % DURABLE_EVERY == DURABLE_EVERY - 1 { Durability::Immediate } else { durability };
         let mut write = self.database.begin_write().map_err(failed)?;
         write.set_durability(durability).map_err(failed)?;
         let result = work(&write).map_err(failed)?;
@@ -97,32 +142,24 @@ impl Index {
         Ok(result)
     }
 
-    /// Sum of bytes and number of entries.
-    pub(super) fn totals(&self) -> Result<(u64, u64)> {
-        let read = self.database.begin_read().map_err(failed)?;
-        let entries = read.open_table(ENTRIES).map_err(failed)?;
-        let mut bytes = 0;
-        for item in entries.iter().map_err(failed)? {
-            bytes += item.map_err(failed)?.1.value().0;
-        }
-        Ok((bytes, entries.len().map_err(failed)?))
+    /// Sum of all entries.
+    pub(super) fn used_bytes(&self) -> Result<u64> {
+        Ok(self.entries()?.iter().map(|e| e.bytes).sum())
     }
 
-    /// Writes a batch; how many entries are new.
-    pub(super) fn apply(&self, batch: Batch) -> Result<u64> {
+    /// Writes a batch.
+    pub(super) fn apply(&self, batch: Batch) -> Result<()> {
         self.change(Durability::None, |write| {
             let mut entries = write.open_table(ENTRIES)?;
-            let mut new = 0;
             for (content, (added, last_use)) in batch.entries {
                 let (bytes, before) = entries.get(content.0)?.map_or((0, 0), |v| v.value());
-                new += u64::from(before == 0);
                 entries.insert(content.0, (bytes + added, last_use.max(before)))?;
             }
             let mut blocks = write.open_table(BLOCKS)?;
             for (hash, content, offset) in batch.blocks {
                 blocks.insert(hash.0, (content.0, offset))?;
             }
-            Ok(new)
+            Ok(())
         })
     }
 

@@ -6,6 +6,14 @@ use parking_lot::Mutex;
 
 use crate::package::Hash;
 
+/// What a block costs beside its bytes: list node, table slot, allocation. It counts, because packages have files of a
+/// few bytes by the hundred thousand.
+const BLOCK_OVERHEAD_BYTES: u64 = 192;
+
+fn cost(block: &Bytes) -> u64 {
+    block.len() as u64 + BLOCK_OVERHEAD_BYTES
+}
+
 #[derive(Debug)]
 pub(super) struct Memory {
     limit_bytes: u64,
@@ -29,13 +37,13 @@ impl Memory {
 
     pub(super) fn insert(&self, hash: Hash, block: Bytes) {
         let mut inner = self.inner.lock();
-        inner.bytes += block.len() as u64;
+        inner.bytes += cost(&block);
         if let Some(old) = inner.blocks.put(hash, block) {
-            inner.bytes -= old.len() as u64;
+            inner.bytes -= cost(&old);
         }
         while inner.bytes > self.limit_bytes {
             let Some((_, oldest)) = inner.blocks.pop_lru() else { break };
-            inner.bytes -= oldest.len() as u64;
+            inner.bytes -= cost(&oldest);
         }
     }
 

@@ -39,11 +39,6 @@ impl Ranges {
     pub(super) fn total(&self) -> u64 {
         self.total
     }
-
-    /// Empties the set.
-    pub(super) fn clear(&mut self) {
-        *self = Self::default();
-    }
 }
 
 #[cfg(test)]

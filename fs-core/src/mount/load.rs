@@ -54,7 +54,7 @@ pub(super) async fn load(cache: &Arc<Cache>, mount: &Arc<Mount>, progress: Arc<d
     progress.total(totals.allocated_bytes, totals.files);
     progress.message("loading");
     let identity = &mount.identity;
-    let owner = owner(&format!("{}/{}", identity.origin.trim_end_matches('/'), identity.package), &identity.version);
+    let owner = owner(&identity.package_key(), &identity.version);
     let mut pins = vec![mount.pages.blob().content()];
     let mut seen = HashSet::new();
     let mut files = 0;

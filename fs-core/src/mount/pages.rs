@@ -54,6 +54,14 @@ pub(super) struct Reader<'a> {
     held: &'a mut Held,
 }
 
+/// Name of the blob of a tree's pages. It covers all by which pages are found and verified: the name of the object alone
+/// is only what the descriptor says, and another package's descriptor might say the same of other pages.
+fn blob_name(tree: &TreeRef) -> Hash {
+    let mut hasher = blake3::Hasher::new_derive_key("streamfs 1 cached tree pages");
+    hasher.update(&serde_json::to_vec(tree).expect("a descriptor has only string keys"));
+    Hash(*hasher.finalize().as_bytes())
+}
+
 impl PageStore {
     pub(super) fn new(tree: &TreeRef, layout: &TreeLayout, cache: &Arc<Cache>) -> Self {
         // Pages stand in the blob at their number times the size of the largest, whatever their own.
@@ -61,7 +69,7 @@ impl PageStore {
         Self {
             object: Arc::new(tree.path()),
             cache: cache.clone(),
-            blob: cache.blob(tree.object, size, size),
+            blob: cache.blob(blob_name(tree), size, size),
             indexes: RwLock::default(),
             leaves: Mutex::new(LruCache::new(LEAVES_MAX)),
         }

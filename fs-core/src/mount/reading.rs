@@ -11,17 +11,20 @@ use super::{Answer, Mount, Need};
 use crate::cache::Blob;
 use crate::error::{Error, Result};
 use crate::fetch::{Urgency, Wanted};
-use crate::package::NodeId;
-use crate::package::block::Extent;
+use crate::package::block::{EXTENT_BYTES, Extent};
 use crate::package::tree::build::content_hash;
 use crate::package::tree::page::{ExtentsPlace, NodeBody};
 use crate::package::tree::walk::{self, Miss};
+use crate::package::{Hash, NodeId};
 
 /// Files shorter than this are not worth a descriptor of their own: few requests bring them into the page cache, where
 /// they stay.
 const COMPLETE_FILE_MIN_BYTES: u64 = 512 << 10;
 /// How far the system is asked to read ahead of a sequential reader on local disk.
 const LOCAL_AHEAD_BYTES: u64 = 4 << 20;
+
+/// Stretch in which data or a hole is looked for at first.
+const SEEK_FIRST_BYTES: u64 = 16 << 20;
 
 /// What reading a file needs to know of it.
 #[derive(Debug)]
@@ -85,11 +88,10 @@ impl Mount {
             let start = (covered.start - extent.file_offset) as usize;
             block.slice(start..start + (covered.end - covered.start) as usize)
         };
-        if let Some(block) = held.blocks.get(&extent.hash) {
-            return Some(cut(block.clone()));
-        }
         let cache = self.fetcher.cache();
-        if let Some(block) = cache.in_memory(&extent.hash) {
+        let block = held.blocks.get(&extent.hash).cloned().or_else(|| cache.in_memory(&extent.hash));
+        // A tree that tells another length than the block's is wrong: fetching says so.
+        if let Some(block) = block.filter(|block| block.len() == extent.length as usize) {
             return Some(cut(block));
         }
         if let Some(piece) = file.blob.read(&covered) {
@@ -113,10 +115,14 @@ impl Mount {
             match walk::record(&page, id)?.body {
                 NodeBody::File { size, allocated, extents } => {
                     let content = match extents {
-                        ExtentsPlace::Outside { content, .. } => content,
+                        ExtentsPlace::Outside { content, .. } => self.blob_name(&content),
                         ExtentsPlace::Inline(raw) => {
-                            let all = raw.chunks_exact(crate::package::block::EXTENT_BYTES);
-                            content_hash(&all.filter_map(|e| Extent::decode(e, 0)).collect::<Vec<_>>())
+                            let all = raw.chunks_exact(EXTENT_BYTES).filter_map(|e| Extent::decode(e, 0));
+                            match &all.collect::<Vec<_>>()[..] {
+                                // Named by its block, which proves itself: blocks are looked for under that name.
+                                [only] if only.file_offset == 0 => only.hash,
+                                several => self.blob_name(&content_hash(several)),
+                            }
                         }
                     };
                     Ok(FileFacts { id, size, allocated, blob: cache.blob(content, size, allocated) })
@@ -129,6 +135,17 @@ impl Mount {
         let facts = Arc::new(facts);
         self.files.lock().put(id, facts.clone());
         Ok(facts)
+    }
+
+    /// Name of the blob of a content of several blocks. The package is part of it: that a file has this content is only
+    /// what the package's publisher says, and must not let it into the files of others. Equal files of other packages
+    /// are still not fetched twice, but copied block by block.
+    fn blob_name(&self, content: &Hash) -> Hash {
+        let mut hasher = blake3::Hasher::new_derive_key("streamfs 1 cached content");
+        hasher.update(self.identity.package_key().as_bytes());
+        hasher.update(&[0]);
+        hasher.update(&content.0);
+        Hash(*hasher.finalize().as_bytes())
     }
 
     pub(super) fn extents(&self, held: &mut Held, id: NodeId, range: &Range<u64>) -> Result<Vec<Extent>, Need> {
@@ -182,17 +199,25 @@ impl Mount {
             if !file.has_holes() {
                 return Ok(Some(if data { offset } else { file.size }));
             }
-            let mut at = offset;
-            for extent in this.extents(held, file.id, &(offset..file.size))? {
-                if data {
-                    return Ok(Some(extent.file_offset.max(offset)));
+            // In growing stretches: the answer is near most often, and a large file has many pages of extents.
+            let (mut at, mut begin, mut stretch) = (offset, offset, SEEK_FIRST_BYTES);
+            while begin < file.size {
+                let end = begin.saturating_add(stretch).min(file.size);
+                for extent in this.extents(held, file.id, &(begin..end))? {
+                    if data {
+                        return Ok(Some(extent.file_offset.max(offset)));
+                    }
+                    if extent.file_offset > at {
+                        return Ok(Some(at));
+                    }
+                    at = extent.file_end();
                 }
-                if extent.file_offset > at {
-                    break;
+                if !data && at < end {
+                    return Ok(Some(at));
                 }
-                at = extent.file_end();
+                (begin, stretch) = (end, stretch.saturating_mul(2));
             }
-            Ok(if data { None } else { Some(at) })
+            Ok(if data { None } else { Some(file.size) })
         })
     }
 

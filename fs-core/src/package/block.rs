@@ -127,11 +127,8 @@ pub fn decompress(stored: &[u8], length: usize, limit: usize) -> std::result::Re
 /// # Errors
 /// `Damaged`, naming `whence`, if the bytes do not decompress to `length` bytes with this hash.
 pub fn decode(stored: &Bytes, length: usize, hash: &Hash, limit: usize, whence: &dyn Fn() -> String) -> Result<Bytes> {
-    let raw = if stored.len() == length && length <= limit {
-        stored.clone()
-    } else {
-        Bytes::from(decompress(stored, length, limit).map_err(|reason| Error::damaged(whence(), reason))?)
-    };
+    // Raw ones are copied, too: `stored` is a slice of a whole transfer, which a block that is kept would keep.
+    let raw = Bytes::from(decompress(stored, length, limit).map_err(|reason| Error::damaged(whence(), reason))?);
     if Hash::of(&raw) == *hash {
         return Ok(raw);
     }

@@ -15,6 +15,7 @@ mod cut;
 mod pack_writer;
 mod scan;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,13 +25,13 @@ use serde::Serialize;
 use self::cut::{BlockSink, FileBlocks};
 use self::pack_writer::PackStore;
 use self::scan::{ScannedBody, Tree};
-use super::descriptor::{Descriptor, TreeTotals};
+use super::descriptor::{DESCRIPTOR_MAX_BYTES, Descriptor, TreeTotals};
 use super::tree::build::{NewBody, NewNode, NewXattrs, TreeBuilder};
 use super::{FORMAT_VERSION, NodeId, TREE_DIR};
 use crate::error::{Error, Result};
 use crate::location::{Channel, PackageName, PackageVersion};
 use crate::trust::keys::KeyStore;
-use crate::trust::publisher::{PublishOptions, Publisher};
+use crate::trust::publisher::{Added, PublishOptions, Publisher, real_path};
 
 /// zstd level unless told otherwise: 3 keeps publishing well above 100 MB/s a core (docs/PERFORMANCE.md).
 pub const DEFAULT_LEVEL: i32 = 3;
@@ -128,7 +129,7 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
     let runtime = runtime.map_err(|e| Error::local("start", "the publisher's runtime", e))?;
     let started = Instant::now();
     let package_dir = request.content_root.join(request.package.as_str());
-    check_request(request, &package_dir)?;
+    check_request(request)?;
     progress.message("reading the directory");
     let tree = scan::scan(&request.source, request.skip_special, progress)?;
 
@@ -144,15 +145,28 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
     packs.finish()?;
 
     progress.message("writing the tree");
-    let (descriptor, tree_bytes_new) = write_tree(request, &package_dir, &tree, &mut blocks, &mut packs)?;
+    let (descriptor, tree_file) = write_tree(request, &tree, &mut blocks, &mut packs)?;
     if progress.cancelled() {
         return Err(Error::Cancelled);
     }
     let bytes = Bytes::from(descriptor.to_bytes());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs().cast_signed());
-    publisher.add_version(&request.version, bytes.clone(), &request.channels, now)?;
+    if bytes.len() as u64 > DESCRIPTOR_MAX_BYTES {
+        return Err(Error::InvalidInput(format!(
+            "{} needs {} packs, more than a version can list; publish it as several packages",
+            request.source.display(),
+            descriptor.packs.len()
+        )));
+    }
+    // Refused here, if at all, before anything becomes visible.
+    let added = publisher.add_version(&request.version, bytes.clone(), &request.channels, now)?;
+    packs.place_all()?;
+    let (file, aside) = tree_file;
+    let tree_is_new = pack_writer::place(file, &aside, &package_dir.join(TREE_DIR), &descriptor.tree.object)?;
     runtime.block_on(publisher.commit())?;
 
+    let tree_bytes_new = if tree_is_new { descriptor.tree.bytes } else { 0 };
+    let descriptor_bytes_new = if added == Added::New { bytes.len() as u64 } else { 0 };
     let stored = packs.used_bytes() + descriptor.tree.bytes + bytes.len() as u64;
     Ok(PublishSummary {
         package: request.package.to_string(),
@@ -163,7 +177,7 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
         bytes: descriptor.totals.allocated_bytes,
         blocks: packs.used_blocks(),
         new_blocks: packs.new_blocks(),
-        new_bytes_stored: packs.new_bytes() + tree_bytes_new + bytes.len() as u64,
+        new_bytes_stored: packs.new_bytes() + tree_bytes_new + descriptor_bytes_new,
         stored_bytes_of_version: stored,
         ratio: if stored == 0 { 1.0 } else { descriptor.totals.allocated_bytes as f64 / stored as f64 },
         skipped: tree.skipped,
@@ -173,7 +187,7 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
     })
 }
 
-fn check_request(request: &PublishRequest, package_dir: &Path) -> Result<()> {
+fn check_request(request: &PublishRequest) -> Result<()> {
     let source = request.source.canonicalize().map_err(|e| Error::local("read the directory", &request.source, e))?;
     if !source.is_dir() {
         return Err(Error::InvalidInput(format!("{} is not a directory", request.source.display())));
@@ -181,21 +195,23 @@ fn check_request(request: &PublishRequest, package_dir: &Path) -> Result<()> {
     if !(1..=22).contains(&request.level) {
         return Err(Error::InvalidInput(format!("compression level {} is not within 1 to 22", request.level)));
     }
-    std::fs::create_dir_all(&request.content_root)
-        .map_err(|e| Error::local("create the content root", &request.content_root, e))?;
-    let root = request
-        .content_root
-        .canonicalize()
-        .map_err(|e| Error::local("read the content root", &request.content_root, e))?;
-    let package = root.join(request.package.as_str());
-    if package.starts_with(&source) || source.starts_with(&package) {
-        return Err(Error::InvalidInput(format!(
-            "{} and the package's folder {} lie within one another; publish from a directory outside of the content root",
-            source.display(),
-            package_dir.display()
-        )));
+    let within = |outer: &Path, inner: &Path| {
+        Error::InvalidInput(format!(
+            "{} lies in {}; publish from a directory outside of the content root, which holds packages only",
+            inner.display(),
+            outer.display()
+        ))
+    };
+    // Looked at before the content root is made: a refused publish makes nothing.
+    let root = std::path::absolute(&request.content_root).and_then(|root| real_path(&root));
+    let root = root.map_err(|e| Error::local("read the content root", &request.content_root, e))?;
+    if root.starts_with(&source) {
+        return Err(within(&source, &root));
     }
-    Ok(())
+    if source.starts_with(&root) {
+        return Err(within(&root, &source));
+    }
+    std::fs::create_dir_all(&root).map_err(|e| Error::local("create the content root", &root, e))
 }
 
 /// Descriptors of the versions that are already there: their packs hold blocks that need not be stored again.
@@ -224,13 +240,13 @@ fn store_files(tree: &Tree, sink: &mut BlockSink<'_>, progress: &dyn Progress) -
     Ok(blocks)
 }
 
+/// Writes the tree object aside; the file and where it is.
 fn write_tree(
     request: &PublishRequest,
-    package_dir: &Path,
     tree: &Tree,
     blocks: &mut [FileBlocks],
     packs: &mut PackStore,
-) -> Result<(Descriptor, u64)> {
+) -> Result<(Descriptor, (File, PathBuf))> {
     let scratch = packs.scratch_dir().to_owned();
     let mut builder = TreeBuilder::new(&scratch)?;
     let mut totals = TreeTotals::default();
@@ -269,9 +285,8 @@ fn write_tree(
         })?;
     }
     let aside = scratch.join("tree");
-    let mut out = std::fs::File::create(&aside).map_err(|e| Error::local("create", &aside, e))?;
+    let mut out = File::create(&aside).map_err(|e| Error::local("create", &aside, e))?;
     let tree_ref = builder.finish(&mut out)?;
-    let added = pack_writer::place(out, &aside, &package_dir.join(TREE_DIR), &tree_ref.object)?;
     let descriptor = Descriptor {
         format: FORMAT_VERSION,
         package: request.package.clone(),
@@ -280,8 +295,7 @@ fn write_tree(
         totals,
         tree: tree_ref,
     };
-    let new_bytes = if added { descriptor.tree.bytes } else { 0 };
-    Ok((descriptor, new_bytes))
+    Ok((descriptor, (out, aside)))
 }
 
 #[cfg(test)]

@@ -486,7 +486,7 @@ fn keep_apart(package_dir: &Path, keys: &KeyStore) -> Result<()> {
 }
 
 /// Follows the links of as much of `path` as exists.
-fn real_path(path: &Path) -> std::io::Result<PathBuf> {
+pub(crate) fn real_path(path: &Path) -> std::io::Result<PathBuf> {
     match (path.canonicalize(), path.parent(), path.file_name()) {
         (Err(e), Some(parent), Some(name)) if e.kind() == std::io::ErrorKind::NotFound => {
             Ok(real_path(parent)?.join(name))

@@ -130,7 +130,8 @@ impl BlockSink<'_> {
             self.drain(IN_FLIGHT_MAX_BYTES)?;
         }
         let after = file.metadata().map_err(broken)?;
-        if after.len() != size || platform::facts(&after).mtime != facts.mtime {
+        let facts_after = platform::facts(&after);
+        if after.len() != size || facts_after.mtime != facts.mtime || facts_after.identity != facts.identity {
             return Err(changed());
         }
         Ok(blocks)

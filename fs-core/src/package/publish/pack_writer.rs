@@ -35,6 +35,7 @@ struct Pack {
 
 struct OpenPack {
     index: u32,
+    path: PathBuf,
     file: File,
     hash: blake3::Hasher,
     entries: Vec<PackEntry>,
@@ -49,6 +50,8 @@ pub(super) struct PackStore {
     packs: Vec<Pack>,
     listed: Vec<u32>,
     open: Option<OpenPack>,
+    /// Complete packs in the scratch folder, which nobody sees until [`PackStore::place_all`].
+    waiting: Vec<(File, PathBuf, PackRef)>,
     new_bytes: u64,
     new_blocks: u64,
 }
@@ -71,6 +74,7 @@ impl PackStore {
             packs: Vec::new(),
             listed: Vec::new(),
             open: None,
+            waiting: Vec::new(),
             new_bytes: 0,
             new_blocks: 0,
         };
@@ -132,11 +136,12 @@ impl PackStore {
     /// Appends a claimed block.
     pub(super) fn append(&mut self, hash: Hash, length: u32, stored: &[u8]) -> Result<()> {
         if self.open.is_none() {
-            let path = self.scratch.join("pack");
-            let file = File::create(&path).map_err(|e| Error::local("create", &path, e))?;
             let index = self.packs.len() as u32;
+            let path = self.scratch.join(format!("pack-{index}"));
+            let file = File::create(&path).map_err(|e| Error::local("create", &path, e))?;
             self.packs.push(Pack { reference: None, listed: None });
-            self.open = Some(OpenPack { index, file, hash: blake3::Hasher::new(), entries: Vec::new(), bytes: 0 });
+            self.open =
+                Some(OpenPack { index, path, file, hash: blake3::Hasher::new(), entries: Vec::new(), bytes: 0 });
         }
         let open = self.open.as_mut().expect("it was opened above");
         open.file.write_all(stored).map_err(|e| Error::local("write a pack in", &self.scratch, e))?;
@@ -155,16 +160,28 @@ impl PackStore {
     /// Closes the pack that is being written.
     pub(super) fn finish(&mut self) -> Result<()> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
-        let path = self.scratch.join("pack");
         let tail = pack::encode_tail(&open.entries);
-        open.file.write_all(&tail).map_err(|e| Error::local("write", &path, e))?;
+        open.file.write_all(&tail).map_err(|e| Error::local("write", &open.path, e))?;
         open.hash.update(&tail);
         let object = Hash(*open.hash.finalize().as_bytes());
         let bytes = open.bytes + tail.len() as u64;
-        if place(open.file, &path, &self.package_dir.join(PACK_DIR), &object)? {
-            self.new_bytes += bytes;
+        // Written to disk while the next pack is being made, so that placing them all need not wait for it. It is
+        // synced again there; this is only a head start.
+        let _ = open.file.sync_data();
+        let reference = PackRef { object, bytes };
+        self.packs[open.index as usize].reference = Some(reference.clone());
+        self.waiting.push((open.file, open.path, reference));
+        Ok(())
+    }
+
+    /// Makes the new packs visible: when nothing but the signed metadata is left to be written, so that what is given
+    /// up or refused before leaves nothing behind.
+    pub(super) fn place_all(&mut self) -> Result<()> {
+        for (file, path, PackRef { object, bytes }) in std::mem::take(&mut self.waiting) {
+            if place(file, &path, &self.package_dir.join(PACK_DIR), &object)? {
+                self.new_bytes += bytes;
+            }
         }
-        self.packs[open.index as usize].reference = Some(PackRef { object, bytes });
         Ok(())
     }
 

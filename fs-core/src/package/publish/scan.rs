@@ -67,15 +67,27 @@ pub(super) fn scan(source: &Path, skip_special: bool, progress: &dyn Progress) -
     Ok(scanner.tree)
 }
 
+/// Why a path of the source cannot be read. What the system cannot name can be published from nearer to the root.
+fn unreadable(action: &'static str, path: &Path, e: std::io::Error) -> Error {
+    if e.kind() != std::io::ErrorKind::InvalidFilename {
+        return Error::local(action, path, e);
+    }
+    let length = path.as_os_str().len();
+    Error::InvalidInput(format!(
+        "cannot {action} a path of {length} bytes, which is more than the system allows; move the directory nearer to the root, or mount it there (mount --bind), and publish from there. The path is {}",
+        path.display()
+    ))
+}
+
 impl Scanner<'_> {
     fn children(&mut self, dir: &Path, index: usize) -> Result<()> {
         if self.progress.cancelled() {
             return Err(Error::Cancelled);
         }
-        let unreadable = |e| Error::local("read the directory", dir, e);
+        let failed = |e| unreadable("read the directory", dir, e);
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(unreadable)? {
-            let entry = entry.map_err(unreadable)?;
+        for entry in std::fs::read_dir(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
             let name = platform::name_bytes(&entry.file_name());
             if name.len() > NAME_MAX_BYTES {
                 return Err(Error::InvalidInput(format!(
@@ -90,7 +102,7 @@ impl Scanner<'_> {
         let first_child = self.tree.nodes.len() as u64 + 1;
         let (mut children, mut subdirectories) = (0, 0);
         for (_, name, path) in found {
-            let meta = std::fs::symlink_metadata(&path).map_err(|e| Error::local("read attributes of", &path, e))?;
+            let meta = std::fs::symlink_metadata(&path).map_err(|e| unreadable("read attributes of", &path, e))?;
             if self.add(name, &path, &meta, parent)? {
                 children += 1;
                 subdirectories += u32::from(meta.is_dir());

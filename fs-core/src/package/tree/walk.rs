@@ -129,7 +129,7 @@ pub fn find(layout: &TreeLayout, pages: &mut dyn Pages, dir: NodeId, name: &[u8]
         let span = high - low;
         let guess = if probes < 4 {
             let share = u128::from(u64::from(wanted).saturating_sub(low_hash)) * u128::from(span);
-            low + ((share / u128::from((high_hash - low_hash).max(1))) as u64).min(span - 1)
+            low + ((share / u128::from(high_hash.saturating_sub(low_hash).max(1))) as u64).min(span - 1)
         } else {
             low + span / 2
         };
@@ -137,20 +137,15 @@ pub fn find(layout: &TreeLayout, pages: &mut dyn Pages, dir: NodeId, name: &[u8]
         let page = node_leaf(layout, pages, NodeId(guess))?;
         let begin = page.first().max(low);
         let end = (page.first() + page.count() as u64).min(high);
-        let first_hash = record(&page, NodeId(begin))?.name_hash;
-        let last_hash = record(&page, NodeId(end - 1))?.name_hash;
-        if wanted < first_hash {
-            (high, high_hash) = (begin, u64::from(first_hash));
-        } else if wanted > last_hash {
-            (low, low_hash) = (end, u64::from(last_hash));
+        let first = record(&page, NodeId(begin))?;
+        let last = record(&page, NodeId(end - 1))?;
+        // Names are compared with the hashes: those of one hash may fill more than a page.
+        if (wanted, name) < (first.name_hash, first.name) {
+            (high, high_hash) = (begin, u64::from(first.name_hash));
+        } else if (wanted, name) > (last.name_hash, last.name) {
+            (low, low_hash) = (end, u64::from(last.name_hash));
         } else {
-            return match search_page(&page, begin, end, wanted, name)? {
-                Some(found) => Ok(Some(found)),
-                // Equal hashes may go on in the neighbouring pages.
-                None if wanted == first_hash && begin > low => scan(layout, pages, low, begin, wanted, name, true),
-                None if wanted == last_hash && end < high => scan(layout, pages, end, high, wanted, name, false),
-                None => Ok(None),
-            };
+            return search_page(&page, begin, end, wanted, name);
         }
     }
     Ok(None)
@@ -165,31 +160,6 @@ fn search_page(page: &Page, begin: u64, end: u64, wanted: u32, name: &[u8]) -> W
             std::cmp::Ordering::Equal => return Ok(Some(NodeId(middle))),
             std::cmp::Ordering::Less => low = middle + 1,
             std::cmp::Ordering::Greater => high = middle,
-        }
-    }
-    Ok(None)
-}
-
-/// Looks for `name` among neighbours of equal hash, walking away from the page that was searched.
-fn scan(
-    layout: &TreeLayout,
-    pages: &mut dyn Pages,
-    low: u64,
-    high: u64,
-    wanted: u32,
-    name: &[u8],
-    backwards: bool,
-) -> Walked<Option<NodeId>> {
-    let step = |i: u64| if backwards { high - 1 - i } else { low + i };
-    for i in 0..high - low {
-        let node = NodeId(step(i));
-        let page = node_leaf(layout, pages, node)?;
-        let here = record(&page, node)?;
-        if here.name_hash != wanted {
-            return Ok(None);
-        }
-        if here.name == name {
-            return Ok(Some(node));
         }
     }
     Ok(None)
