@@ -132,7 +132,8 @@ fn main() -> Result<()> {
     let mut how =
         vec!["mount".as_ref(), package.as_os_str(), mount.as_os_str(), "--cache-size".as_ref(), "8G".as_ref()];
     if let Some(policy) = &options.open_policy {
-        how.extend(["--open-policy".as_ref(), policy.as_ref()]);
+        how.push("--open-policy".as_ref());
+        how.push(policy.as_ref());
     }
     product.run(&how)?;
     let _mounted = Mounted(&product, mount.clone());
