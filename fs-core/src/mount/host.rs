@@ -64,6 +64,8 @@ struct Package {
     key: String,
     fetcher: Arc<Fetcher>,
     mounts: Mutex<HashMap<String, Weak<Mount>>>,
+    /// Held while a version is being opened, so that two who ask for it at once share it.
+    opening: tokio::sync::Mutex<()>,
     /// The newest verified catalog, and how to ask whether it changed.
     catalog: tokio::sync::Mutex<Option<Known>>,
 }
@@ -127,7 +129,13 @@ impl Host {
 
     fn open_package(&self, key: String, backend: Arc<dyn Backend>, deadline: Duration) -> Arc<Package> {
         let fetcher = Fetcher::new(backend, self.cache.clone(), deadline);
-        Arc::new(Package { key, fetcher, mounts: Mutex::default(), catalog: tokio::sync::Mutex::new(None) })
+        Arc::new(Package {
+            key,
+            fetcher,
+            mounts: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            catalog: tokio::sync::Mutex::new(None),
+        })
     }
 
     /// Forgets how a package is reached, so that changed credentials or settings are used the next time. Mounts
@@ -144,6 +152,7 @@ impl Host {
         let package = self.package(location)?;
         let loaded = package.load(&self.trust, trust_root).await?;
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
+        let _opening = package.opening.lock().await;
         if let Some(mount) = package.mounted(record) {
             return Ok(mount);
         }

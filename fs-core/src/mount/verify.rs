@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::Mount;
-use crate::backend::{ObjectPath, ReadOptions};
+use crate::backend::{ObjectPath, ReadOptions, SmallRead};
 use crate::error::{Error, ErrorKind, Result};
 use crate::package::Hash;
+use crate::package::descriptor::DESCRIPTOR_MAX_BYTES;
 use crate::package::publish::Progress;
+use crate::trust;
 
 /// Bytes of one request: retried from where it broke, so its size matters little.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -30,21 +33,47 @@ pub(super) async fn verify(mount: &Arc<Mount>, progress: Arc<dyn Progress>) -> R
     let mut objects = vec![(descriptor.tree.path(), descriptor.tree.object, descriptor.tree.bytes)];
     objects.extend(descriptor.packs.iter().map(|p| (p.path(), p.object, p.bytes)));
     progress.total(objects.iter().map(|o| o.2).sum(), objects.len() as u64);
-    // The descriptor was verified when the version was pinned.
-    let mut summary = VerifySummary { objects: 1, bytes: descriptor.to_bytes().len() as u64, damaged: Vec::new() };
+    let mut summary = VerifySummary { objects: 0, bytes: 0, damaged: Vec::new() };
+    // Pinning took the descriptor from wherever it was; others will look for it here.
+    let path = trust::descriptor_object(&mount.identity.descriptor, &mount.identity.version);
+    let checked = check_descriptor(mount, &path).await;
+    summary.note(&path, checked)?;
     for (path, hash, bytes) in objects {
         progress.message(path.as_str());
-        summary.objects += 1;
-        match check(mount, &path, &hash, bytes, &*progress).await {
-            Ok(()) => summary.bytes += bytes,
+        let checked = check(mount, &path, &hash, bytes, &*progress).await.map(|()| bytes);
+        summary.note(&path, checked)?;
+    }
+    Ok(summary)
+}
+
+impl VerifySummary {
+    fn note(&mut self, path: &ObjectPath, checked: Result<u64>) -> Result<()> {
+        self.objects += 1;
+        match checked {
+            Ok(bytes) => self.bytes += bytes,
             // What cannot be said of the object itself ends the check: all others would fail the same way.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::BadAnswer) => {
-                summary.damaged.push(format!("{path}: {e}"));
+                self.damaged.push(format!("{path}: {e}"));
             }
             Err(e) => return Err(e),
         }
+        Ok(())
     }
-    Ok(summary)
+}
+
+async fn check_descriptor(mount: &Mount, path: &ObjectPath) -> Result<u64> {
+    let read = mount.fetcher.backend().read_small(path, DESCRIPTOR_MAX_BYTES, None).await?;
+    let SmallRead::Object { bytes, .. } = read else {
+        return Err(Error::BadAnswer {
+            object: path.to_string(),
+            origin: mount.fetcher.backend().origin().to_owned(),
+            reason: "it was called unchanged, but nothing was known of it".into(),
+        });
+    };
+    match hex::encode(Sha256::digest(&bytes)) == mount.identity.descriptor {
+        true => Ok(bytes.len() as u64),
+        false => Err(Error::damaged(path.as_str(), "its bytes do not have the SHA-256 that was signed")),
+    }
 }
 
 async fn check(mount: &Mount, path: &ObjectPath, hash: &Hash, bytes: u64, progress: &dyn Progress) -> Result<()> {
