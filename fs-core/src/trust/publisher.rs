@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tough::ExpirationEnforcement;
-use tough::schema::{Root, Signed};
+use tough::schema::{Root, Signed, Timestamp};
 
 pub use sign::KeyRole;
 
@@ -367,6 +367,13 @@ impl Publisher {
         self.numbers.timestamp += 1;
         self.files.insert(metadata_path("timestamp.json"), timestamp);
         self.finish(written).await
+    }
+
+    /// When the timestamp expires, in seconds since 1970; `None` if nothing was published yet.
+    pub fn timestamp_expires(&self) -> Option<i64> {
+        let timestamp: Signed<Timestamp> =
+            serde_json::from_slice(self.files.get(&metadata_path("timestamp.json"))?).ok()?;
+        Some(timestamp.signed.expires.as_second())
     }
 
     fn signer(&self) -> Result<sign::Signer> {
