@@ -74,6 +74,9 @@ pub(super) async fn run(arguments: RemountArguments, context: &Context) -> anyho
         (false, true) => {
             format!("{dir} stays at {package} {version}, which was mounted by its version; use --to to go elsewhere")
         }
+        // What was named is shown, or there is nothing newer.
+        (false, false) if arguments.to.is_some() => format!("{dir} shows {package} {version} already"),
+        (false, false) if done.trust.freshness.in_words().is_some() => format!("{dir} stays at {package} {version}"),
         (false, false) => format!("{dir} is already at the newest version, {package} {version}"),
     })
 }

@@ -61,8 +61,24 @@ pub(super) async fn run(arguments: VerifyArguments, context: &Context) -> anyhow
         let (location, version, count) = (&package.location, &verified.version, damaged.len());
         bail!(
             "{location}: {count} of {objects} stored objects of version {version} are damaged ({}); restore them, or publish the version's files anew",
-            damaged.join("; ")
+            damaged.iter().map(|line| without_repetition(line)).collect::<Vec<_>>().join("; ")
         );
     }
     Ok(())
+}
+
+/// `line` begins with the object's path; most reasons name it once more.
+fn without_repetition(line: &str) -> &str {
+    line.split_once(": ").filter(|(path, reason)| reason.contains(path)).map_or(line, |(_, reason)| reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_is_named_once() {
+        assert_eq!(without_repetition("packs/a: packs/a is damaged: cut"), "packs/a is damaged: cut");
+        assert_eq!(without_repetition("packs/a: it is damaged"), "packs/a: it is damaged");
+    }
 }

@@ -251,7 +251,7 @@ impl Host {
     /// may now be evicted. A channel is looked up in the metadata that was accepted last; nothing is asked for.
     ///
     /// # Errors
-    /// `NotFound` if nothing of that name is loaded.
+    /// `InvalidInput` if nothing of that name is loaded.
     pub async fn unload(self: &Arc<Self>, location: &PackageLocation) -> Result<u64> {
         let key = location.package_key();
         let all = super::load::owner(&key, "");
@@ -272,8 +272,7 @@ impl Host {
         if owners.is_empty() {
             let names: Vec<&str> = loaded.iter().filter_map(|owner| owner.strip_prefix(&all)).collect();
             let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            let what = format!("a loaded version {location} (loaded versions of the package: {names})");
-            return Err(Error::NotFound { what, origin: "this machine".into() });
+            return Err(Error::InvalidInput(format!("it is not loaded; loaded versions of the package: {names}")));
         }
         let mut bytes = 0;
         for owner in owners {

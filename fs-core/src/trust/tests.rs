@@ -500,3 +500,16 @@ async fn an_old_head_is_mended_by_the_next_publisher() {
     drop(world.publisher().await);
     assert_eq!(names(&world.load_first().await.unwrap().catalog), ["1", "2"]);
 }
+
+/// A channel "2.0" beside a version 2.0 could never be mounted: the version goes first.
+#[tokio::test]
+async fn versions_and_channels_do_not_share_names() {
+    let world = World::new();
+    world.publish("1").await;
+    let mut publisher = world.publisher().await;
+    for (v, c) in [("stable", "beta"), ("2", "1"), ("2", "2")] {
+        let e = publisher.add_version(&version(v), descriptor(v), &[channel(c)], 1).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::InvalidInput, "{v} {c}: {e}");
+    }
+    publisher.add_version(&version("2"), descriptor("2"), &[channel("stable")], 1).unwrap();
+}
