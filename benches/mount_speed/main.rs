@@ -129,7 +129,7 @@ fn main() -> Result<()> {
     let mount = root.join("mnt");
     eprintln!("publishing, mounting and loading");
     product.run(&["publish".as_ref(), source.as_ref(), package.as_ref(), "--version".as_ref(), "1".as_ref()])?;
-    let mut how =
+    let mut how: Vec<&std::ffi::OsStr> =
         vec!["mount".as_ref(), package.as_os_str(), mount.as_os_str(), "--cache-size".as_ref(), "8G".as_ref()];
     if let Some(policy) = &options.open_policy {
         how.push("--open-policy".as_ref());

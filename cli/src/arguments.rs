@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{agent, demo, load, mount, publish, remount, renew, serve, status, unmount, verify, versions};
+use crate::commands::{
+    agent, demo, load, mount, publish, remount, renew, revoke, serve, status, unmount, verify, versions,
+};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -64,6 +66,8 @@ pub enum Command {
     Verify(verify::VerifyArguments),
     /// Sign a package's timestamp anew, before it expires
     Renew(renew::RenewArguments),
+    /// Withdraw a version: whoever uses it is warned
+    Revoke(revoke::RevokeArguments),
     /// Serve a content root over HTTP
     Serve(serve::ServeArguments),
     /// Show the whole story on a sample, on this machine
@@ -120,6 +124,7 @@ mod tests {
             "verify /srv/content/app",
             "versions /srv/content/app --json",
             "renew /srv/content/app",
+            "revoke /srv/content/app@1.0 --json",
             "serve /srv/content --listen 127.0.0.1:0",
             "demo",
             "--config /c.toml -vv --quiet status",

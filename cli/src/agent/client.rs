@@ -62,7 +62,7 @@ impl AgentConnection {
 
     /// Connects to the agent of the cache in force, starting it if it does not run.
     pub(crate) async fn connect_or_start(settings: &InForce) -> anyhow::Result<Self> {
-        let cache_dir = start::prepare_cache_dir(&settings.cache_dir)?;
+        let cache_dir = start::prepare_cache_dir(settings.cache_dir()?)?;
         let files = registry::files(&registry::runtime_dir()?, &cache_dir)?;
         if let Some(connection) = Self::connect(&files).await? {
             return Ok(connection);
