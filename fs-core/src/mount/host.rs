@@ -153,21 +153,12 @@ impl Host {
             return Ok(package.clone());
         }
         let backend = backend::open(location, &config)?;
-<<<<<<< HEAD
-        Ok(self
-            .packages
-            .lock()
-            .entry(key.clone())
-            .or_insert_with(|| self.open_package(key, backend, config.retry.read_deadline))
-            .clone())
-=======
         let deadline = config.retry.read_deadline;
         let package = self.open_package(key, backend, Some(config), deadline);
         // Whoever asked once with deadlines of their own leaves nothing behind.
         open.retain(|other| other.is_used());
         open.push(package.clone());
         Ok(package)
->>>>>>> fix
     }
 
     /// Uses `backend` for the package at `location` instead of opening its origin: how tests count requests and cause
@@ -178,23 +169,6 @@ impl Host {
         self.packages.lock().insert(key, vec![package]);
     }
 
-<<<<<<< HEAD
-    fn open_package(&self, key: String, backend: Arc<dyn Backend>, deadline: Duration) -> Arc<Package> {
-        let fetcher = Fetcher::new(backend, self.cache.clone(), deadline);
-        Arc::new(Package {
-            key,
-            fetcher,
-            mounts: Mutex::default(),
-            opening: tokio::sync::Mutex::default(),
-            catalog: tokio::sync::Mutex::new(None),
-        })
-    }
-
-    /// Forgets how a package is reached, so that changed credentials or settings are used the next time. Mounts
-    /// that exist keep the old way.
-    pub fn reopen_origin(&self, location: &PackageLocation) {
-        self.packages.lock().remove(&location.package_key());
-=======
     fn open_package(
         &self,
         key: String,
@@ -204,9 +178,15 @@ impl Host {
     ) -> Arc<Package> {
         let backend = Arc::new(Swappable::new(backend));
         let fetcher = Fetcher::new(backend.clone(), self.cache.clone(), deadline);
-        let (mounts, catalog) = (Mutex::default(), tokio::sync::Mutex::new(None));
-        Arc::new(Package { key, config: Mutex::new(config), backend, fetcher, mounts, catalog })
->>>>>>> fix
+        Arc::new(Package {
+            key,
+            config: Mutex::new(config),
+            backend,
+            fetcher,
+            mounts: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            catalog: tokio::sync::Mutex::new(None),
+        })
     }
 
     /// Pins the version that `location` means now. A version that is mounted already is shared.
@@ -225,30 +205,7 @@ impl Host {
         let package = self.package(location)?;
         let loaded = package.load(&self.trust, trust_root).await?;
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
-<<<<<<< HEAD
         let _opening = package.opening.lock().await;
-        if let Some(mount) = package.mounted(record) {
-            return Ok(mount);
-        }
-        let bytes = loaded.descriptor(record).await?;
-        let whence = format!("the descriptor of version {} of {}", record.version, package.key);
-        let descriptor = Descriptor::parse(&bytes, &whence)?;
-        if descriptor.package != location.package || descriptor.version != record.version {
-            return Err(Error::Untrusted {
-                package: package.key.clone(),
-                reason: format!(
-                    "{whence} is signed, but says that it is {} {}",
-                    descriptor.package, descriptor.version
-                ),
-                source: None,
-            });
-        }
-        let identity = Identity {
-            package: location.package.to_string(),
-            version: record.version.to_string(),
-            descriptor: hex::encode(record.descriptor_sha256),
-            origin: location.origin.to_string(),
-=======
         let mount = match (package.mounted(record), &loaded.freshness) {
             (Some(mount), _) => mount,
             (None, Freshness::Offline { reason }) => {
@@ -260,7 +217,6 @@ impl Host {
             (None, Freshness::Fresh | Freshness::Expired { .. }) => {
                 open_mount(location, &package, &loaded, record).await?
             }
->>>>>>> fix
         };
         let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;
         Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
@@ -307,20 +263,6 @@ impl Host {
     /// # Errors
     /// `InvalidInput` if nothing of that name is loaded.
     pub async fn unload(self: &Arc<Self>, location: &PackageLocation) -> Result<u64> {
-<<<<<<< HEAD
-        let owner = super::load::owner(&location.package_key(), location.selector.as_ref().map_or("", |s| s.as_str()));
-        let owners = match location.selector {
-            Some(_) => vec![owner],
-            None => self.cache.pinned_owners().into_iter().filter(|o| o.starts_with(&owner)).collect(),
-        };
-        let mut bytes = 0;
-        for owner in &owners {
-            if !self.cache.pinned_owners().contains(owner) {
-                return Err(Error::NotFound {
-                    what: format!("a loaded version {location}"),
-                    origin: "this machine".into(),
-                });
-=======
         let key = location.package_key();
         let all = super::load::owner(&key, "");
         let loaded: Vec<String> = self.cache.pinned_owners().into_iter().filter(|o| o.starts_with(&all)).collect();
@@ -335,7 +277,6 @@ impl Host {
                 };
                 let owner = super::load::owner(&key, version);
                 loaded.iter().filter(|loaded| **loaded == owner).collect()
->>>>>>> fix
             }
         };
         if owners.is_empty() {
