@@ -133,6 +133,8 @@ impl fmt::Display for PackageLocation {
     }
 }
 
+const NO_SECRETS: &str = "a user or password does not belong into a URL (others can see command lines); use STREAMFS_HTTP_USER and STREAMFS_HTTP_PASSWORD, STREAMFS_TOKEN, or the configuration file";
+
 /// `location` as messages may show it: a user and password in a URL are left out, for messages end up in logs.
 fn without_secrets(location: &str) -> String {
     let Some((scheme, rest)) = location.split_once("://") else { return location.to_owned() };
@@ -157,6 +159,10 @@ impl FromStr for PackageLocation {
         };
         if s.chars().any(char::is_control) {
             return Err(bad("it contains a control character"));
+        }
+        // Before anything else, which would take a part of the password for a version and repeat it.
+        if shown != s && (s.starts_with("http://") || s.starts_with("https://")) {
+            return Err(bad(NO_SECRETS));
         }
         let trimmed = s.trim_end_matches('/');
         let slash = trimmed.rfind('/').ok_or_else(|| bad("there is no / between content root and package"))?;
@@ -187,9 +193,7 @@ impl FromStr for PackageLocation {
 fn parse_http(content: &str, bad: &impl Fn(&str) -> Error) -> Result<Url> {
     let url = Url::parse(&format!("{content}/")).map_err(|e| bad(&e.to_string()))?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(bad(
-            "a user or password does not belong into a URL (others can see command lines); use STREAMFS_HTTP_USER and STREAMFS_HTTP_PASSWORD, STREAMFS_TOKEN, or the configuration file",
-        ));
+        return Err(bad(NO_SECRETS));
     }
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("a content root has neither ? nor #"));
