@@ -38,7 +38,7 @@ pub struct Global {
     /// Say more on standard error; twice for details
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Print no progress and no remarks, only results and errors
+    /// Print no progress and no remarks, only results, warnings and errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
 }

@@ -79,8 +79,9 @@ struct Package {
     mounts: Mutex<HashMap<String, Weak<Mount>>>,
     /// Held while a version is being opened, so that two who ask for it at once share it.
     opening: tokio::sync::Mutex<()>,
-    /// The newest verified catalog, and how to ask whether it changed.
-    catalog: tokio::sync::Mutex<Option<Known>>,
+    /// The newest verified catalog, and how to ask whether it changed. Never locked while an origin is asked: a poll
+    /// that hangs must not hold up somebody who mounts.
+    catalog: Mutex<Option<Known>>,
 }
 
 /// A pinned version, and what is to be said of how it was chosen.
@@ -185,7 +186,7 @@ impl Host {
             fetcher,
             mounts: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
-            catalog: tokio::sync::Mutex::new(None),
+            catalog: Mutex::default(),
         })
     }
 
@@ -228,23 +229,23 @@ impl Host {
     /// As [`Self::mount`]; also `Unreachable` when the origin is away.
     pub async fn newest(self: &Arc<Self>, location: &PackageLocation) -> Result<Newest> {
         let package = self.package(location)?;
-        let mut known = package.catalog.lock().await;
+        let known = package.catalog.lock().clone();
         let asked = known.as_ref().and_then(|k| k.validator.clone());
-        let validator = match client::poll(package.fetcher.backend(), &package.key, asked).await? {
-            Polled::NotModified => None,
-            Polled::Changed { validator } => Some(validator),
+        let polled = client::poll(package.fetcher.backend(), &package.key, asked).await?;
+        let loaded = match (polled, known) {
+            (Polled::NotModified, Some(known)) => known.loaded,
+            (polled, _) => {
+                let loaded = package.load_with(&self.trust, &LoadOptions::default()).await?;
+                let offline = matches!(loaded.freshness, Freshness::Offline { .. });
+                if let (Polled::Changed { validator }, None, false) = (polled, &loaded.validator, offline) {
+                    // An origin without `head`: its timestamp was asked about.
+                    *package.catalog.lock() = Some(Known { loaded: loaded.clone(), validator: Some(validator) });
+                }
+                loaded
+            }
         };
-        if validator.is_some() || known.is_none() {
-            let loaded =
-                client::load(package.fetcher.backend(), &package.key, &self.trust, &LoadOptions::default()).await?;
-            // The load's own validator is older than what it loaded at worst; the poll's may be newer.
-            let validator = loaded.validator.clone().or(validator);
-            *known = Some(Known { loaded, validator });
-        }
-        let known = known.as_ref().expect("it was loaded above if it was absent");
-        let Loaded { catalog, freshness, .. } = &known.loaded;
-        let record = catalog.resolve(location.selector.as_ref(), &package.key)?.clone();
-        Ok(Newest { record, catalog: catalog.clone(), freshness: freshness.clone() })
+        let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?.clone();
+        Ok(Newest { record, catalog: loaded.catalog, freshness: loaded.freshness })
     }
 
     /// All versions and channels.
@@ -394,9 +395,13 @@ impl Package {
             )),
         };
         let options = LoadOptions { trust_root, fall_back_after: Some(FALL_BACK_AFTER) };
-        let mut known = self.catalog.lock().await;
-        let loaded = client::load(self.fetcher.backend(), &self.key, trust, &options).await?;
-        *known = Some(Known { validator: loaded.validator.clone(), loaded: loaded.clone() });
+        self.load_with(trust, &options).await
+    }
+
+    async fn load_with(&self, trust: &TrustStore, options: &LoadOptions) -> Result<Loaded> {
+        let loaded = client::load(self.fetcher.backend(), &self.key, trust, options).await?;
+        // Without a validator the next poll loads again.
+        *self.catalog.lock() = Some(Known { validator: loaded.validator.clone(), loaded: loaded.clone() });
         Ok(loaded)
     }
 }

@@ -196,3 +196,28 @@ async fn a_trusted_version_mounts_though_the_server_hangs() {
     assert!(started.elapsed() < FALL_BACK_AFTER * 3, "took {:?}", started.elapsed());
     assert_eq!(pinned.mount.identity(), mount.identity());
 }
+
+/// A poll that hung held the package, so that whoever mounted meanwhile waited for it, too.
+#[tokio::test]
+async fn a_poll_that_hangs_holds_nobody_up() {
+    let world = World::new();
+    world.publish("1").await;
+    let (host, location) = (world.host().await, world.location(""));
+    let (hangs, seen) = (AtomicBool::new(true), Arc::new(tokio::sync::Notify::new()));
+    let told = seen.clone();
+    let inner = backend::open(&location, &OriginConfig::default()).unwrap();
+    let faults = backend::faults::Faults::new(inner, move |_| {
+        told.notify_one();
+        hangs.swap(false, Ordering::Relaxed).then_some(backend::faults::Fault::Stall { after_bytes: 0 })
+    });
+    host.set_backend(&location, Arc::new(faults), Duration::from_secs(60));
+    let poll = tokio::spawn({
+        let (host, location) = (host.clone(), location.clone());
+        async move { host.newest(&location).await.map(drop) }
+    });
+    seen.notified().await;
+    host.mount(&location, None).await.unwrap();
+    assert!(!poll.is_finished());
+    poll.abort();
+    assert_eq!(host.newest(&location).await.unwrap().record.version.as_str(), "1");
+}
