@@ -17,7 +17,7 @@ pub use settings::{
 };
 
 /// How an origin is reached.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OriginConfig {
     /// Extra certificate authorities (PEM files), beside the system's.
     pub ca_files: Vec<PathBuf>,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fs_core::config::OriginConfig;
 use fs_core::location::PackageLocation;
 use serde::Serialize;
 use serde_json::Value;
@@ -69,8 +70,19 @@ fn value<T: Serialize>(result: &T) -> anyhow::Result<Value> {
 /// Takes over how the package is reached, as its user has it at present.
 fn learn(package: PackageWire, table: &Table) -> anyhow::Result<(PackageLocation, Option<PathBuf>)> {
     let location: PackageLocation = package.location.parse()?;
-    table.origins().set(&location.package_key(), package.origin.into())?;
+    reach(&location, package.origin, table)?;
     Ok((location, package.trust_root.map(|path| path.0)))
+}
+
+/// Opens the origin anew if it is to be reached in another way than before: with a password after being refused, say.
+fn reach(location: &PackageLocation, origin: OriginWire, table: &Table) -> anyhow::Result<()> {
+    let before = table.origins().lookup(location);
+    let config: OriginConfig = origin.into();
+    if config != before {
+        table.origins().set(&location.package_key(), config)?;
+        table.host().reopen_origin(location);
+    }
+    Ok(())
 }
 
 async fn mount(request: MountRequest, shared: &Shared) -> anyhow::Result<Value> {
@@ -106,7 +118,7 @@ async fn remount(
     let to = to.map(|to| to.parse()).transpose()?;
     if let Some(origin) = origin {
         let location: PackageLocation = table.entry(&dir.0)?.status().location.parse()?;
-        table.origins().set(&location.package_key(), origin.into())?;
+        reach(&location, origin, table)?;
     }
     let (entry, outcome) = table.remount(&dir.0, to, lazy).await?;
     let now = entry.status();

@@ -10,6 +10,7 @@ use crate::backend::{ObjectPath, ReadOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::package::Hash;
 use crate::package::publish::Progress;
+use crate::trust::client;
 
 /// Bytes of one request: retried from where it broke, so its size matters little.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -17,7 +18,7 @@ const RANGE_BYTES: u64 = 8 << 20;
 /// What was checked.
 #[derive(Debug, Clone, Serialize)]
 pub struct VerifySummary {
-    /// Stored objects: the descriptor, the tree and the packs.
+    /// Stored objects: the descriptor (with the metadata that signs it), the tree and the packs.
     pub objects: u64,
     /// Stored bytes read.
     pub bytes: u64,
@@ -30,21 +31,41 @@ pub(super) async fn verify(mount: &Arc<Mount>, progress: Arc<dyn Progress>) -> R
     let mut objects = vec![(descriptor.tree.path(), descriptor.tree.object, descriptor.tree.bytes)];
     objects.extend(descriptor.packs.iter().map(|p| (p.path(), p.object, p.bytes)));
     progress.total(objects.iter().map(|o| o.2).sum(), objects.len() as u64);
-    // The descriptor was verified when the version was pinned.
-    let mut summary = VerifySummary { objects: 1, bytes: descriptor.to_bytes().len() as u64, damaged: Vec::new() };
+    let mut summary = VerifySummary { objects: 1, bytes: 0, damaged: Vec::new() };
+    // What pinned the version may have come from `head` or from this machine; others need the files themselves.
+    match check_signed(mount).await {
+        Ok(bytes) => summary.bytes += bytes,
+        Err(e) if is_of_object(&e) || e.kind() == ErrorKind::Untrusted => summary.damaged.push(e.to_string()),
+        Err(e) => return Err(e),
+    }
     for (path, hash, bytes) in objects {
         progress.message(path.as_str());
         summary.objects += 1;
         match check(mount, &path, &hash, bytes, &*progress).await {
             Ok(()) => summary.bytes += bytes,
-            // What cannot be said of the object itself ends the check: all others would fail the same way.
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::BadAnswer) => {
-                summary.damaged.push(format!("{path}: {e}"));
-            }
+            Err(e) if is_of_object(&e) => summary.damaged.push(format!("{path}: {e}")),
             Err(e) => return Err(e),
         }
     }
     Ok(summary)
+}
+
+/// What cannot be said of one object ends the check: all others would fail the same way.
+fn is_of_object(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::BadAnswer)
+}
+
+/// Checks the trust metadata and the version's descriptor where the origin keeps them; gives the descriptor's length.
+async fn check_signed(mount: &Mount) -> Result<u64> {
+    let (backend, identity) = (mount.fetcher.backend(), mount.identity());
+    let key = format!("{}/{}", identity.origin.trim_end_matches('/'), identity.package);
+    let catalog = client::check_files(backend, &key).await?;
+    let record = catalog.versions.iter().find(|record| hex::encode(record.descriptor_sha256) == identity.descriptor);
+    let Some(record) = record else {
+        let reason = format!("its metadata files do not list version {} as it is mounted", identity.version);
+        return Err(Error::Untrusted { package: key, reason, source: None });
+    };
+    Ok(client::stored_descriptor(backend, record).await?.len() as u64)
 }
 
 async fn check(mount: &Mount, path: &ObjectPath, hash: &Hash, bytes: u64, progress: &dyn Progress) -> Result<()> {

@@ -110,7 +110,7 @@ impl Publisher {
                 files::create_dir(&dir.join(sub), Access::Usual)?;
             }
             keep_apart(&dir, &keys)?;
-            let lock = files::lock(dir.join(LOCK_FILE), patience, "another publisher of this package")?;
+            let lock = files::lock(dir.join(LOCK_FILE), Access::Usual, patience, "another publisher of this package")?;
             for sub in [".", METADATA_DIR, DESCRIPTOR_DIR] {
                 files::remove_unfinished(&dir.join(sub));
             }

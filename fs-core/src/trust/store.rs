@@ -95,7 +95,7 @@ impl Place {
             return Ok(());
         }
         files::create_dir(&self.dir, Access::Private)?;
-        let _lock = files::lock(self.dir.join("lock"), LOCK_PATIENCE, "another streamfs process")?;
+        let _lock = files::lock(self.dir.join("lock"), Access::Private, LOCK_PATIENCE, "another streamfs process")?;
         files::remove_unfinished(&self.dir);
         let now = read(&self.dir)?;
         if now.pinned.is_none() {
