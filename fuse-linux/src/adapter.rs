@@ -175,6 +175,8 @@ impl<T: Tree> Filesystem for Adapter<T> {
         match name.as_bytes() {
             b"." => self.lookup_dot(parent, false, reply),
             b".." => self.lookup_dot(parent, true, reply),
+            // The kernel lets longer ones through than any file system of Linux.
+            name if name.len() > NAME_MAX_BYTES as usize => reply.error(Errno::ENAMETOOLONG),
             name => self.entry("lookup", parent, self.shared.tree.lookup(parent, name), reply),
         }
     }

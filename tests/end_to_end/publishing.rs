@@ -208,7 +208,7 @@ fn two_publishers_at_once_do_not_corrupt() {
     user.ok(["verify", &package]);
     for ((outcome, source), version) in outcomes.iter().zip(&sources).zip(["a", "b"]) {
         if outcome.code == 0 {
-            let mount = user.mount(&format!("{package}@{version}"), version);
+            let mount = user.mount(&format!("{package}@{version}"), &format!("mount of {version}"));
             assert_same_tree(source, mount.path());
         } else {
             assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);

@@ -6,7 +6,7 @@ use parking_lot::RwLock;
 
 use super::OriginConfig;
 use crate::error::{Error, Result};
-use crate::location::PackageLocation;
+use crate::location::{PackageLocation, without_password};
 
 /// Settings of origins by URL prefix. Clones share one table, so that credentials learnt later reach whoever opens an
 /// origin then.
@@ -62,7 +62,8 @@ fn covers(prefix: &str, key: &str) -> bool {
 
 /// `prefix` as [`PackageLocation::package_key`] would write it, without a slash at the end.
 pub(super) fn normalized_prefix(prefix: &str) -> Result<String> {
-    let bad = |why: &str| Error::InvalidInput(format!("the origin {prefix:?} cannot be used: {why}"));
+    let bad =
+        |why: &str| Error::InvalidInput(format!("the origin {:?} cannot be used: {why}", without_password(prefix)));
     let trimmed = prefix.trim_end_matches('/');
     if !trimmed.contains("://") && !std::path::Path::new(prefix).is_absolute() {
         return Err(bad("it must be an absolute path or a URL"));

@@ -4,15 +4,13 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use super::Mount;
-use crate::backend::{ObjectPath, ReadOptions, SmallRead};
+use crate::backend::{ObjectPath, ReadOptions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::package::Hash;
-use crate::package::descriptor::DESCRIPTOR_MAX_BYTES;
 use crate::package::publish::Progress;
-use crate::trust;
+use crate::trust::client;
 
 /// Bytes of one request: retried from where it broke, so its size matters little.
 const RANGE_BYTES: u64 = 8 << 20;
@@ -20,7 +18,7 @@ const RANGE_BYTES: u64 = 8 << 20;
 /// What was checked.
 #[derive(Debug, Clone, Serialize)]
 pub struct VerifySummary {
-    /// Stored objects: the descriptor, the tree and the packs.
+    /// Stored objects: the descriptor (with the metadata that signs it), the tree and the packs.
     pub objects: u64,
     /// Stored bytes read.
     pub bytes: u64,
@@ -33,47 +31,41 @@ pub(super) async fn verify(mount: &Arc<Mount>, progress: Arc<dyn Progress>) -> R
     let mut objects = vec![(descriptor.tree.path(), descriptor.tree.object, descriptor.tree.bytes)];
     objects.extend(descriptor.packs.iter().map(|p| (p.path(), p.object, p.bytes)));
     progress.total(objects.iter().map(|o| o.2).sum(), objects.len() as u64);
-    let mut summary = VerifySummary { objects: 0, bytes: 0, damaged: Vec::new() };
-    // Pinning took the descriptor from wherever it was; others will look for it here.
-    let path = trust::descriptor_object(&mount.identity.descriptor, &mount.identity.version);
-    let checked = check_descriptor(mount, &path).await;
-    summary.note(&path, checked)?;
+    let mut summary = VerifySummary { objects: 1, bytes: 0, damaged: Vec::new() };
+    // What pinned the version may have come from `head` or from this machine; others need the files themselves.
+    match check_signed(mount).await {
+        Ok(bytes) => summary.bytes += bytes,
+        Err(e) if is_of_object(&e) || e.kind() == ErrorKind::Untrusted => summary.damaged.push(e.to_string()),
+        Err(e) => return Err(e),
+    }
     for (path, hash, bytes) in objects {
         progress.message(path.as_str());
-        let checked = check(mount, &path, &hash, bytes, &*progress).await.map(|()| bytes);
-        summary.note(&path, checked)?;
+        summary.objects += 1;
+        match check(mount, &path, &hash, bytes, &*progress).await {
+            Ok(()) => summary.bytes += bytes,
+            Err(e) if is_of_object(&e) => summary.damaged.push(format!("{path}: {e}")),
+            Err(e) => return Err(e),
+        }
     }
     Ok(summary)
 }
 
-impl VerifySummary {
-    fn note(&mut self, path: &ObjectPath, checked: Result<u64>) -> Result<()> {
-        self.objects += 1;
-        match checked {
-            Ok(bytes) => self.bytes += bytes,
-            // What cannot be said of the object itself ends the check: all others would fail the same way.
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::BadAnswer) => {
-                self.damaged.push(format!("{path}: {e}"));
-            }
-            Err(e) => return Err(e),
-        }
-        Ok(())
-    }
+/// What cannot be said of one object ends the check: all others would fail the same way.
+fn is_of_object(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged | ErrorKind::BadAnswer)
 }
 
-async fn check_descriptor(mount: &Mount, path: &ObjectPath) -> Result<u64> {
-    let read = mount.fetcher.backend().read_small(path, DESCRIPTOR_MAX_BYTES, None).await?;
-    let SmallRead::Object { bytes, .. } = read else {
-        return Err(Error::BadAnswer {
-            object: path.to_string(),
-            origin: mount.fetcher.backend().origin().to_owned(),
-            reason: "it was called unchanged, but nothing was known of it".into(),
-        });
+/// Checks the trust metadata and the version's descriptor where the origin keeps them; gives the descriptor's length.
+async fn check_signed(mount: &Mount) -> Result<u64> {
+    let (backend, identity) = (mount.fetcher.backend(), mount.identity());
+    let key = format!("{}/{}", identity.origin.trim_end_matches('/'), identity.package);
+    let catalog = client::check_files(backend, &key).await?;
+    let record = catalog.versions.iter().find(|record| hex::encode(record.descriptor_sha256) == identity.descriptor);
+    let Some(record) = record else {
+        let reason = format!("its metadata files do not list version {} as it is mounted", identity.version);
+        return Err(Error::Untrusted { package: key, reason, source: None });
     };
-    match hex::encode(Sha256::digest(&bytes)) == mount.identity.descriptor {
-        true => Ok(bytes.len() as u64),
-        false => Err(Error::damaged(path.as_str(), "its bytes do not have the SHA-256 that was signed")),
-    }
+    Ok(client::stored_descriptor(backend, record).await?.len() as u64)
 }
 
 async fn check(mount: &Mount, path: &ObjectPath, hash: &Hash, bytes: u64, progress: &dyn Progress) -> Result<()> {

@@ -103,6 +103,18 @@ pub async fn load_offline(package_key: &str, store: &TrustStore) -> Result<Loade
     })
 }
 
+/// Checks the separate metadata files at the origin as a machine reads them that has nothing of the package yet, not
+/// even its `head`. Nothing is kept.
+///
+/// # Errors
+/// What [`load`] would say of the first file that is missing, damaged, expired or wrongly signed.
+pub async fn check_files(backend: &Arc<dyn Backend>, package_key: &str) -> Result<Catalog> {
+    let supply = Supply::origin(backend.clone());
+    let first = supply.file(&root_path(1)).await?;
+    let verified = verify(package_key, &supply, &first, None, ExpirationEnforcement::Safe).await?;
+    Ok(verified.catalog)
+}
+
 struct Loading<'a> {
     /// What descriptors are read from later.
     backend: &'a Arc<dyn Backend>,
@@ -330,9 +342,7 @@ impl Loaded {
     /// was loaded without an origin.
     pub async fn descriptor(&self, record: &VersionRecord) -> Result<Bytes> {
         let object = record.descriptor_object();
-        let fits = |bytes: &Bytes| {
-            bytes.len() as u64 == record.descriptor_bytes && Sha256::digest(bytes)[..] == record.descriptor_sha256
-        };
+        let fits = |bytes: &Bytes| fits(bytes, record);
         if let Some(bytes) = self.place.descriptor(record).await.filter(fits) {
             return Ok(bytes);
         }
@@ -350,6 +360,16 @@ impl Loaded {
         }
         Ok(bytes)
     }
+}
+
+/// Reads a version's descriptor where the origin keeps it.
+pub(crate) async fn stored_descriptor(backend: &Arc<dyn Backend>, record: &VersionRecord) -> Result<Bytes> {
+    fetch_descriptor(backend, &record.descriptor_object(), record, |bytes| fits(bytes, record)).await
+}
+
+/// Whether `bytes` are the descriptor that was signed.
+fn fits(bytes: &Bytes, record: &VersionRecord) -> bool {
+    bytes.len() as u64 == record.descriptor_bytes && Sha256::digest(bytes)[..] == record.descriptor_sha256
 }
 
 async fn fetch_descriptor(
