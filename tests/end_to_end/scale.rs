@@ -88,7 +88,7 @@ fn a_file_beyond_4_gib() {
     let (source, content) = (user.folder("source"), user.folder("content"));
     let file = File::create(source.join("huge")).expect("a folder of the test");
     file.set_len(9 << 30).expect("sparse files");
-    let places = [0, (4 << 30) - 500_000, (4 << 30) + 12_345, (9 << 30) - 1_000_000];
+    let places = [0, (4 << 30) - 500_000, (4 << 30) + 1_012_345, (9 << 30) - 1_000_000];
     for (i, at) in places.iter().enumerate() {
         file.write_all_at(&noise(1_000_000, i as u64), *at).expect("room");
     }
