@@ -5,6 +5,7 @@
 //! machine does hits both; the table gives medians and their ratios (local / mount: 1 is as fast as local, less is
 //! slower). The cache is loaded first and the origin is a folder: the network plays no part here.
 //!
+//! `--open-policy zero-message` measures root's mount without the kernel's passthrough.
 //! With `--user UID` mount and agent run as that user, through `fusermount3` (the caller must let that user open
 //! /dev/fuse).
 
@@ -24,10 +25,11 @@ struct Options {
     runs: usize,
     json: Option<PathBuf>,
     user: Option<u32>,
+    open_policy: Option<String>,
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { runs: 5, json: None, user: None };
+    let mut options = Options { runs: 5, json: None, user: None, open_policy: None };
     let mut arguments = std::env::args().skip(1);
     while let Some(flag) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{flag} needs a value"))?;
@@ -35,7 +37,8 @@ fn options() -> Result<Options> {
             "--runs" => options.runs = value.parse().context("--runs takes a number")?,
             "--json" => options.json = Some(value.into()),
             "--user" => options.user = Some(value.parse().context("--user takes a number")?),
-            _ => bail!("unknown argument {flag}; known are --runs N, --json FILE, --user UID"),
+            "--open-policy" => options.open_policy = Some(value),
+            _ => bail!("unknown argument {flag}; known are --runs N, --json FILE, --user UID, --open-policy POLICY"),
         }
     }
     ensure!(options.runs > 0, "--runs must be at least 1");
@@ -126,7 +129,13 @@ fn main() -> Result<()> {
     let mount = root.join("mnt");
     eprintln!("publishing, mounting and loading");
     product.run(&["publish".as_ref(), source.as_ref(), package.as_ref(), "--version".as_ref(), "1".as_ref()])?;
-    product.run(&["mount".as_ref(), package.as_ref(), mount.as_ref(), "--cache-size".as_ref(), "8G".as_ref()])?;
+    let mut how: Vec<&std::ffi::OsStr> =
+        vec!["mount".as_ref(), package.as_os_str(), mount.as_os_str(), "--cache-size".as_ref(), "8G".as_ref()];
+    if let Some(policy) = &options.open_policy {
+        how.push("--open-policy".as_ref());
+        how.push(policy.as_ref());
+    }
+    product.run(&how)?;
     let _mounted = Mounted(&product, mount.clone());
     product.run(&["load".as_ref(), package.as_ref()])?;
 

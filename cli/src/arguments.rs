@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::commands::{agent, demo, load, mount, publish, remount, renew, serve, status, unmount, verify, versions};
+use crate::commands::{
+    agent, demo, load, mount, publish, remount, renew, revoke, serve, status, unmount, verify, versions,
+};
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -36,7 +38,7 @@ pub struct Global {
     /// Say more on standard error; twice for details
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Print no progress and no remarks, only results and errors
+    /// Print no progress and no remarks, only results, warnings and errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
 }
@@ -64,6 +66,8 @@ pub enum Command {
     Verify(verify::VerifyArguments),
     /// Sign a package's timestamp anew, before it expires
     Renew(renew::RenewArguments),
+    /// Withdraw a version: whoever uses it is warned
+    Revoke(revoke::RevokeArguments),
     /// Serve a content root over HTTP
     Serve(serve::ServeArguments),
     /// Show the whole story on a sample, on this machine
@@ -120,6 +124,7 @@ mod tests {
             "verify /srv/content/app",
             "versions /srv/content/app --json",
             "renew /srv/content/app",
+            "revoke /srv/content/app@1.0 --json",
             "serve /srv/content --listen 127.0.0.1:0",
             "demo",
             "--config /c.toml -vv --quiet status",

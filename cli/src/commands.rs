@@ -7,6 +7,7 @@ pub mod mount;
 pub mod publish;
 pub mod remount;
 pub mod renew;
+pub mod revoke;
 pub mod serve;
 pub mod status;
 pub mod unmount;
@@ -23,6 +24,7 @@ use crate::agent::protocol::{PackageWire, WirePath};
 use crate::arguments::{CacheArguments, Command, Global};
 use crate::interrupt::Interrupt;
 use crate::settings::{InForce, process_environment};
+use crate::trust_report::TrustReport;
 
 /// What every command is run with.
 pub struct Context {
@@ -46,7 +48,7 @@ impl Context {
         if let Some(dir) =
             cache.and_then(|arguments| arguments.cache.as_deref()).filter(|dir| !dir.as_os_str().is_empty())
         {
-            settings.cache_dir = std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))?;
+            settings.set_cache_dir(dir)?;
         }
         Ok(settings)
     }
@@ -55,6 +57,16 @@ impl Context {
     fn remark(&self, text: impl std::fmt::Display) {
         if !self.quiet {
             crate::report::note(text);
+        }
+    }
+
+    /// Says what is unusual about `version` and how it was chosen.
+    fn tell(&self, version: &str, trust: &TrustReport) {
+        if let Some(remark) = trust.remark() {
+            self.remark(remark);
+        }
+        for warning in trust.warnings(version) {
+            crate::report::warn(warning);
         }
     }
 
@@ -81,6 +93,7 @@ pub(crate) async fn dispatch(command: Command, context: &Context) -> anyhow::Res
         Command::Load(arguments) => interrupt.or(load::run(arguments, context)).await,
         Command::Unload(arguments) => interrupt.or(load::run_unload(arguments, context)).await,
         Command::Verify(arguments) => interrupt.or(verify::run(arguments, context)).await,
+        Command::Revoke(arguments) => interrupt.or(revoke::run(arguments, context)).await,
         Command::Renew(arguments) => interrupt.or(renew::run(arguments, context)).await,
         Command::Agent(arguments) => agent::supervise(&arguments),
     }

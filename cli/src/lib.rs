@@ -21,6 +21,7 @@ mod interrupt;
 mod mount_point;
 mod progress;
 mod report;
+mod trust_report;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

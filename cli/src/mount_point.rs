@@ -22,7 +22,7 @@ pub(crate) fn resolve(dir: &Path) -> anyhow::Result<PathBuf> {
             }
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            bail!("there is no directory {}; create it first: mkdir {}", dir.display(), dir.display())
+            bail!("there is no directory {}", dir.display())
         }
         Err(e) => Err(e).with_context(|| format!("cannot use {}", dir.display())),
     }
@@ -65,7 +65,7 @@ mod tests {
         let file = base.join("file");
         fs::write(&file, "").unwrap();
         assert!(check_mountable(&resolve(&file).unwrap()).unwrap_err().to_string().contains("not a directory"));
-        assert!(resolve(&base.join("missing")).unwrap_err().to_string().contains("mkdir"));
+        assert!(resolve(&base.join("missing")).unwrap_err().to_string().contains("no directory"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is printed, and what the exit status says.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use fs_core::ErrorKind;
 use serde::Serialize;
@@ -44,6 +44,11 @@ fn write(text: &str) -> anyhow::Result<()> {
 pub(crate) fn note(text: impl fmt::Display) {
     // A remark is not worth failing for.
     let _ = io::stderr().write_all(format!("streamfs: {text}\n").as_bytes());
+}
+
+/// Prints a warning to standard error, also where no remarks are wanted.
+pub(crate) fn warn(text: impl fmt::Display) {
+    note(format_args!("warning: {text}"));
 }
 
 /// The error in one line: what was tried, then why, without saying anything twice. `None` if there is nothing to say.
@@ -90,8 +95,11 @@ pub(crate) fn start_logging(verbose: u8) {
         _ => "debug",
     };
     let filter = EnvFilter::try_from_env("STREAMFS_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // A file or a pipe wants no colours, and neither does whoever says so (https://no-color.org).
+    let colours = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
     // Fails only if a test already set one up.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).without_time().try_init();
+    let _ = log.without_time().try_init();
 }
 
 /// Bytes for people: `1.5 MiB`.

@@ -34,8 +34,8 @@ pub fn process_environment(name: &str) -> Option<OsString> {
 /// The settings in force for one command.
 #[derive(Debug, Clone)]
 pub struct InForce {
-    /// Folder of the cache, absolute.
-    pub cache_dir: PathBuf,
+    /// Folder of the cache; only commands that use the agent need one.
+    cache_dir: Option<PathBuf>,
     /// Most bytes of blocks on disk.
     pub cache_size_bytes: u64,
     /// Bytes of the disk that stay free; `None`: 1 GiB or 5 % of it, whichever is smaller.
@@ -46,8 +46,8 @@ pub struct InForce {
     pub poll_interval: Duration,
     /// After how long without mounts and requests the agent ends.
     pub idle_exit: Duration,
-    /// Folder of the private signing keys, absolute.
-    pub keys_dir: PathBuf,
+    /// Folder of the private signing keys; only publishers need one.
+    keys_dir: Option<PathBuf>,
     origins: OriginTable,
     environment_credentials: Credentials,
 }
@@ -87,7 +87,6 @@ impl InForce {
             .map(PathBuf::from)
             .or(settings.publish.keys_dir.clone())
             .or_else(|| Some(base("XDG_CONFIG_HOME", ".config")?.join("streamfs/keys")));
-        let missing = "HOME is not set; set it, or STREAMFS_CACHE and STREAMFS_KEYS";
         let fallback = OriginConfig { retry: retry_policy(&settings), ..OriginConfig::default() };
         let origins = OriginTable::new(fallback.clone());
         for rule in &settings.origins {
@@ -103,16 +102,42 @@ impl InForce {
             origins.set(&rule.url, config)?;
         }
         Ok(Self {
-            cache_dir: absolute(cache_dir.context(missing)?)?,
+            cache_dir: cache_dir.map(absolute).transpose()?,
             cache_size_bytes: settings.agent.cache_size.unwrap_or(DEFAULT_CACHE_SIZE_BYTES),
             keep_free_bytes: settings.agent.keep_free,
             memory_bytes: settings.agent.memory.unwrap_or(DEFAULT_MEMORY_BYTES),
             poll_interval: settings.agent.poll_interval.unwrap_or(DEFAULT_POLL_INTERVAL),
             idle_exit: settings.agent.idle_exit.unwrap_or(DEFAULT_IDLE_EXIT),
-            keys_dir: absolute(keys_dir.context(missing)?)?,
+            keys_dir: keys_dir.map(absolute).transpose()?,
             origins,
             environment_credentials: environment_credentials(environment)?,
         })
+    }
+
+    /// Uses the folder that was named on the command line.
+    ///
+    /// # Errors
+    /// If the current folder is unknown.
+    pub fn set_cache_dir(&mut self, dir: &Path) -> anyhow::Result<()> {
+        let dir = std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))?;
+        self.cache_dir = Some(dir);
+        Ok(())
+    }
+
+    /// Folder of the cache, absolute.
+    ///
+    /// # Errors
+    /// If nothing says where it is.
+    pub fn cache_dir(&self) -> anyhow::Result<&Path> {
+        self.cache_dir.as_deref().context("HOME is not set; set it, or STREAMFS_CACHE, or give --cache")
+    }
+
+    /// Folder of the private signing keys, absolute.
+    ///
+    /// # Errors
+    /// If nothing says where it is.
+    pub fn keys_dir(&self) -> anyhow::Result<&Path> {
+        self.keys_dir.as_deref().context("HOME is not set; set it, or STREAMFS_KEYS, or give --keys")
     }
 
     /// How the package at `location` is reached. Credentials in the environment were set for this very command, so

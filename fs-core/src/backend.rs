@@ -8,8 +8,10 @@ mod http;
 mod local;
 
 pub mod faults;
+pub mod hurried;
 pub mod recording;
 pub mod retry;
+pub mod swappable;
 
 #[cfg(test)]
 mod tests;
@@ -17,6 +19,7 @@ mod tests;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -109,6 +112,25 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// As `read_range`, and `BadAnswer` if the object is longer than `limit_bytes`.
     async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead>;
+
+    /// As [`Self::read_small`], for a caller that has something to fall back on: it takes `patience` at most, and a
+    /// backend that tries again does so only a few times.
+    ///
+    /// # Errors
+    /// As `read_small`.
+    async fn read_small_within(
+        &self,
+        patience: Duration,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+    ) -> Result<SmallRead> {
+        let read = tokio::time::timeout(patience, self.read_small(object, limit_bytes, known)).await;
+        read.unwrap_or_else(|_| {
+            let (object, origin) = (object.to_string(), self.origin().to_owned());
+            Err(Error::TimedOut { object, origin, after: patience })
+        })
+    }
 }
 
 /// Opens the origin of `location`, narrowed to its package, with retries as `config` says.

@@ -30,4 +30,7 @@ pub mod mount;
 
 mod platform;
 
+#[cfg(test)]
+mod stage;
+
 pub use error::{Error, ErrorKind, Result};

@@ -133,12 +133,25 @@ impl fmt::Display for PackageLocation {
     }
 }
 
+const NO_SECRETS: &str = "a user or password does not belong into a URL (others can see command lines); use STREAMFS_HTTP_USER and STREAMFS_HTTP_PASSWORD, STREAMFS_TOKEN, or the configuration file";
+
+/// `location` as messages may show it: a user and password in a URL are left out, for messages end up in logs.
+fn without_secrets(location: &str) -> String {
+    let Some((scheme, rest)) = location.split_once("://") else { return location.to_owned() };
+    let host_end = rest.find('/').unwrap_or(rest.len());
+    match rest[..host_end].rfind('@') {
+        Some(at) => format!("{scheme}://…{}", &rest[at..]),
+        None => location.to_owned(),
+    }
+}
+
 impl FromStr for PackageLocation {
     type Err = Error;
 
     /// Parses `CONTENT/PACKAGE[@VERSION|@CHANNEL]`. A relative folder is made absolute against the current
     /// directory, so that the location means the same to the agent.
     fn from_str(s: &str) -> Result<Self> {
+        let shown = without_secrets(s);
         let bad = |why: &str| {
             let shown = without_password(s);
             Error::InvalidInput(format!(
@@ -147,6 +160,10 @@ impl FromStr for PackageLocation {
         };
         if s.chars().any(char::is_control) {
             return Err(bad("it contains a control character"));
+        }
+        // Before anything else, which would take a part of the password for a version and repeat it.
+        if shown != s && (s.starts_with("http://") || s.starts_with("https://")) {
+            return Err(bad(NO_SECRETS));
         }
         let trimmed = s.trim_end_matches('/');
         let slash = trimmed.rfind('/').ok_or_else(|| bad("there is no / between content root and package"))?;
@@ -187,9 +204,7 @@ pub(crate) fn without_password(text: &str) -> String {
 fn parse_http(content: &str, bad: &impl Fn(&str) -> Error) -> Result<Url> {
     let url = Url::parse(&format!("{content}/")).map_err(|e| bad(&e.to_string()))?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(bad(
-            "a user or password does not belong into a URL (others can see command lines); use STREAMFS_HTTP_USER and STREAMFS_HTTP_PASSWORD, STREAMFS_TOKEN, or the configuration file",
-        ));
+        return Err(bad(NO_SECRETS));
     }
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("a content root has neither ? nor #"));
@@ -203,6 +218,16 @@ fn parse_http(content: &str, bad: &impl Fn(&str) -> Error) -> Result<Url> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_repeat_no_password() {
+        for location in ["http://user:secret@host/content/app", "ftp://user:secret@host/app", "http://a@secret@host"] {
+            let e = location.parse::<PackageLocation>().unwrap_err().to_string();
+            assert!(!e.contains("secret") && e.contains("host"), "{e}");
+        }
+        assert_eq!(without_secrets("/content/app@1"), "/content/app@1");
+        assert_eq!(without_secrets("http://h/app@1"), "http://h/app@1");
+    }
 
     #[test]
     fn locations_are_read_and_written_back() {

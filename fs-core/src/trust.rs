@@ -41,6 +41,12 @@ pub const DESCRIPTOR_DIR: &str = "descriptors";
 /// Bundle of all trust metadata and the newest descriptors: a hint that saves requests.
 pub const HEAD_OBJECT: &str = "head";
 
+/// The stored object that holds a version's descriptor, by the descriptor's SHA-256 in hexadecimal.
+pub(crate) fn descriptor_object(sha256: &str, version: &str) -> ObjectPath {
+    ObjectPath::new(format!("{DESCRIPTOR_DIR}/{sha256}.{version}.json"))
+        .expect("a version's name holds only characters of object paths, and leaves room for the hash")
+}
+
 /// One version as the signed metadata tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VersionRecord {
@@ -61,8 +67,7 @@ pub struct VersionRecord {
 impl VersionRecord {
     /// The stored object that holds the descriptor.
     pub fn descriptor_object(&self) -> ObjectPath {
-        ObjectPath::new(format!("{DESCRIPTOR_DIR}/{}.{}.json", hex::encode(self.descriptor_sha256), self.version))
-            .expect("a version's name holds only characters of object paths, and leaves room for the hash")
+        descriptor_object(&hex::encode(self.descriptor_sha256), self.version.as_str())
     }
 }
 

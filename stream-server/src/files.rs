@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use tower_http::services::ServeDir;
 
-/// For objects named by the hash of their bytes: they never change.
+/// For objects named by the hash of their bytes, and numbered metadata: they never change.
 const KEEP_FOR_EVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
 
 /// For everything else: ask again each time (a conditional request is cheap).
@@ -43,7 +43,7 @@ async fn guard(request: Request, next: Next) -> Response {
         return StatusCode::NOT_FOUND.into_response();
     }
     let keep = matches!(response.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::NOT_MODIFIED)
-        && named_by_hash(&path);
+        && (named_by_hash(&path) || is_numbered_metadata(&path));
     response.headers_mut().insert(header::CACHE_CONTROL, if keep { KEEP_FOR_EVER } else { ASK_AGAIN });
     // Objects are bytes; a browser must not guess that one of them is a page with scripts.
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -62,6 +62,15 @@ fn hides_something(path: &str) -> bool {
 fn named_by_hash(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or_default();
     name.split(|c: char| !c.is_ascii_hexdigit()).any(|run| run.len() >= HASH_DIGITS)
+}
+
+/// Whether `path` is metadata whose name carries its number (`metadata/12.targets.json`): the next one gets another.
+fn is_numbered_metadata(path: &str) -> bool {
+    let mut parts = path.rsplit('/');
+    let name = parts.next().unwrap_or_default();
+    let number = name.strip_suffix(".json").and_then(|name| name.split_once('.')).map(|(number, _)| number);
+    let in_metadata = parts.next() == Some("metadata");
+    in_metadata && number.is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -83,10 +92,18 @@ mod tests {
         let hash = "0123456789abcdef0123456789abcdef";
         assert!(named_by_hash(&format!("/app/packs/{hash}")));
         assert!(named_by_hash(&format!("/app/descriptors/{hash}{hash}.1.0")));
-        for path in
-            ["/app/head", "/app/metadata/timestamp.json", "/app/metadata/12.root.json", &format!("/{hash}/head")]
-        {
+        for path in ["/app/head", "/app/metadata/timestamp.json", &format!("/{hash}/head")] {
             assert!(!named_by_hash(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn numbered_metadata_is_immutable_and_the_timestamp_is_not() {
+        for path in ["/app/metadata/12.root.json", "/a/app/metadata/1.targets.json"] {
+            assert!(is_numbered_metadata(path), "{path}");
+        }
+        for path in ["/app/metadata/timestamp.json", "/app/12.root.json", "/app/metadata/.json", "/app/metadata/12"] {
+            assert!(!is_numbered_metadata(path), "{path}");
         }
     }
 }

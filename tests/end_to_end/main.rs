@@ -9,6 +9,7 @@ mod publishing;
 mod real_trees;
 mod scale;
 mod tampering;
+mod trust_state;
 mod upgrade;
 
 use std::fs;

@@ -6,6 +6,7 @@
 
 mod compare;
 mod fault_server;
+mod generated;
 mod nginx;
 mod random_tree;
 mod streamfs;
@@ -15,6 +16,7 @@ mod waiting;
 
 pub use compare::{assert_same_tree, compare_trees};
 pub use fault_server::{Fault, FaultServer, Rule, ServedRequest};
+pub use generated::{GENERATED_CONTENT, generated_version};
 pub use nginx::{Nginx, NginxOptions, Request, Scheme};
 pub use random_tree::{TreeLimits, random_tree};
 pub use streamfs::{MountGuard, Outcome, Streamfs, is_mount_point};

@@ -39,10 +39,8 @@ impl AgentConnection {
         let what = || format!("cannot talk to the agent at {}", files.socket.display());
         let stream = match UnixStream::connect(&files.socket).await {
             Ok(stream) => stream,
-            // No socket, or one whose owner was killed.
-            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                return Ok(None);
-            }
+            // No socket, or one whose owner was killed: before we came, or while we waited to be accepted.
+            Err(e) if is_nobody(&e) => return Ok(None),
             Err(e) => return Err(e).with_context(what),
         };
         let peer = stream.peer_cred().with_context(what)?.uid();
@@ -62,7 +60,7 @@ impl AgentConnection {
 
     /// Connects to the agent of the cache in force, starting it if it does not run.
     pub(crate) async fn connect_or_start(settings: &InForce) -> anyhow::Result<Self> {
-        let cache_dir = start::prepare_cache_dir(&settings.cache_dir)?;
+        let cache_dir = start::prepare_cache_dir(settings.cache_dir()?)?;
         let files = registry::files(&registry::runtime_dir()?, &cache_dir)?;
         if let Some(connection) = Self::connect(&files).await? {
             return Ok(connection);
@@ -124,6 +122,10 @@ impl AgentConnection {
             }
         }
     }
+}
+
+fn is_nobody(e: &io::Error) -> bool {
+    matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset)
 }
 
 enum AskError {

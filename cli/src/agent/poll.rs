@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use fs_core::mount::host::Host;
 
 use super::table::{Entry, News};
+use crate::trust_report::FreshnessReport;
 
 /// However often asking failed, it is tried again after this long (or the interval, if that is longer).
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
@@ -25,24 +26,33 @@ async fn ask_for_ever(host: &Arc<Host>, entry: &Entry) {
     let mut failures = 0;
     loop {
         tokio::time::sleep(jittered(pause(entry.poll_interval(), failures), clock_noise())).await;
-        let Some((location, shown)) = entry.followed() else { continue };
-        match host.newest(&location).await {
+        let before = entry.watched();
+        let (location, shown, follows) = &before;
+        let known = entry.news();
+        let news = match host.newest(location).await {
             Ok(newest) => {
                 failures = 0;
-                let version = newest.version.to_string();
-                // A remount may have happened while we asked.
-                if entry.followed().is_some_and(|(_, now)| now == shown) {
-                    entry.learn(News { newer: (version != shown).then_some(version), offline: None });
-                }
+                let version = newest.record.version.to_string();
+                let newer = (*follows && version != *shown).then_some(version);
+                // A version that is no longer listed is no better than one that was withdrawn.
+                let record = newest.catalog.versions.iter().find(|record| record.version.as_str() == shown);
+                let revoked = record.is_none_or(|record| record.revoked);
+                News { newer, freshness: (&newest.freshness).into(), revoked }
             }
             Err(error) => {
                 failures += 1;
                 if failures == 1 {
                     tracing::warn!(location = %location, %error, "cannot ask for newer versions");
                 }
-                let newer = entry.status().newer;
-                entry.learn(News { newer, offline: Some(error.to_string()) });
+                News { freshness: FreshnessReport::offline(error.to_string()), ..known.clone() }
             }
+        };
+        if news.revoked && !known.revoked {
+            tracing::warn!(location = %location, version = %shown, "the version that is mounted was revoked");
+        }
+        // A remount may have happened while we asked.
+        if entry.watched() == before {
+            entry.learn(news);
         }
     }
 }

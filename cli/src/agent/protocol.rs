@@ -140,6 +140,11 @@ enum CredentialsWire {
 }
 
 impl OriginWire {
+    /// After how long reads fail.
+    pub(crate) fn read_deadline(&self) -> Duration {
+        Duration::from_millis(self.read_deadline_ms)
+    }
+
     /// Makes reads fail after `deadline`.
     pub(crate) fn set_read_deadline(&mut self, deadline: Duration) {
         self.read_deadline_ms = millis(deadline);

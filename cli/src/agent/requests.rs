@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fs_core::config::OriginConfig;
 use fs_core::location::PackageLocation;
+use fs_core::mount::host::Pinned;
+use fs_core::trust::client::Freshness;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -18,6 +19,7 @@ use crate::commands::mount::MountReport;
 use crate::commands::remount::RemountReport;
 use crate::commands::status::AgentReport;
 use crate::commands::versions::VersionsReport;
+use crate::trust_report::OfVersion;
 
 /// Answers one request. Dropping the answer cancels the work.
 pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Replies) -> anyhow::Result<Value> {
@@ -38,13 +40,14 @@ pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Repl
         }),
         Request::Versions { package } => {
             let (location, trust_root) = learn(package, table)?;
-            let (catalog, freshness) = table.host().catalog(&location, trust_root.as_deref()).await?;
-            value(&VersionsReport::new(&location, &catalog, &freshness))
+            let loaded = table.host().catalog(&location, trust_root.as_deref()).await?;
+            value(&VersionsReport::new(&location, &loaded))
         }
         Request::Load { package } => {
             let (location, trust_root) = learn(package, table)?;
-            let mount = table.host().mount(&location, trust_root.as_deref()).await?;
-            value(&with_progress(&replies, |progress| table.host().load(&mount, progress)).await?)
+            let pinned = table.host().pin(&location, trust_root.as_deref()).await?;
+            let summary = with_progress(&replies, |progress| table.host().load(&pinned.mount, progress)).await?;
+            value(&of_version(&pinned, summary))
         }
         Request::Unload { package } => {
             let (location, _) = learn(package, table)?;
@@ -52,8 +55,12 @@ pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Repl
         }
         Request::Verify { package } => {
             let (location, trust_root) = learn(package, table)?;
-            let mount = table.host().mount(&location, trust_root.as_deref()).await?;
-            value(&with_progress(&replies, |progress| table.host().verify(&mount, progress)).await?)
+            let pinned = table.host().pin(&location, trust_root.as_deref()).await?;
+            if let Freshness::Offline { reason } = &pinned.freshness {
+                anyhow::bail!("what is stored there cannot be read at present: {reason}");
+            }
+            let summary = with_progress(&replies, |progress| table.host().verify(&pinned.mount, progress)).await?;
+            value(&of_version(&pinned, summary))
         }
         Request::Shutdown {} => {
             table.unmount_all().await;
@@ -63,6 +70,10 @@ pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Repl
     }
 }
 
+fn of_version<T>(pinned: &Pinned, summary: T) -> OfVersion<T> {
+    OfVersion { version: pinned.mount.identity().version.clone(), summary, trust: pinned.into() }
+}
+
 fn value<T: Serialize>(result: &T) -> anyhow::Result<Value> {
     Ok(serde_json::to_value(result)?)
 }
@@ -70,31 +81,22 @@ fn value<T: Serialize>(result: &T) -> anyhow::Result<Value> {
 /// Takes over how the package is reached, as its user has it at present.
 fn learn(package: PackageWire, table: &Table) -> anyhow::Result<(PackageLocation, Option<PathBuf>)> {
     let location: PackageLocation = package.location.parse()?;
-    reach(&location, package.origin, table)?;
+    table.origins().set(&location.package_key(), package.origin.into())?;
     Ok((location, package.trust_root.map(|path| path.0)))
 }
 
-/// Opens the origin anew if it is to be reached in another way than before: with a password after being refused, say.
-fn reach(location: &PackageLocation, origin: OriginWire, table: &Table) -> anyhow::Result<()> {
-    let before = table.origins().lookup(location);
-    let config: OriginConfig = origin.into();
-    if config != before {
-        table.origins().set(&location.package_key(), config)?;
-        table.host().reopen_origin(location);
-    }
-    Ok(())
-}
-
 async fn mount(request: MountRequest, shared: &Shared) -> anyhow::Result<Value> {
+    let read_deadline = request.package.origin.read_deadline();
     let (location, trust_root) = learn(request.package, &shared.table)?;
     let wish = MountWish {
+        read_deadline,
         location,
         trust_root,
         allow_other: request.allow_other,
         open_policy: request.open_policy,
         poll_interval: Duration::from_millis(request.poll_interval_ms.max(1)),
     };
-    let entry = shared.table.mount(&request.dir.0, wish).await?;
+    let (entry, trust) = shared.table.mount(&request.dir.0, wish).await?;
     let mut remarks = Vec::new();
     let running = &shared.arguments;
     for (flag, asked, has) in [
@@ -105,7 +107,7 @@ async fn mount(request: MountRequest, shared: &Shared) -> anyhow::Result<Value> 
             remarks.push(format!("the agent already runs with {flag} {has}; another takes effect when it starts anew"));
         }
     }
-    value(&MountReport::new(&entry.status(), remarks))
+    value(&MountReport::new(&entry.status(), trust, remarks))
 }
 
 async fn remount(
@@ -116,11 +118,14 @@ async fn remount(
     table: &Arc<Table>,
 ) -> anyhow::Result<Value> {
     let to = to.map(|to| to.parse()).transpose()?;
-    if let Some(origin) = origin {
-        let location: PackageLocation = table.entry(&dir.0)?.status().location.parse()?;
-        reach(&location, origin, table)?;
+    if let Some(mut origin) = origin {
+        let entry = table.entry(&dir.0)?;
+        let location: PackageLocation = entry.status().location.parse()?;
+        // Deadlines are those that it was mounted with.
+        origin.set_read_deadline(entry.read_deadline());
+        table.origins().set(&location.package_key(), origin.into())?;
     }
-    let (entry, outcome) = table.remount(&dir.0, to, lazy).await?;
+    let (entry, outcome, trust) = table.remount(&dir.0, to, lazy).await?;
     let now = entry.status();
     let from = match &outcome {
         Remounted::Changed { from } => from.clone(),
@@ -136,6 +141,7 @@ async fn remount(
         descriptor: now.descriptor,
         changed,
         fixed,
+        trust,
     })
 }
 

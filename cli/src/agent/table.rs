@@ -18,6 +18,7 @@ use super::poll;
 use super::protocol::WirePath;
 use crate::commands::mount::OpenAnswer;
 use crate::commands::status::{MountState, MountStatus};
+use crate::trust_report::{FreshnessReport, TrustReport};
 
 /// What to mount, and how.
 #[derive(Clone)]
@@ -27,6 +28,8 @@ pub(crate) struct MountWish {
     pub(crate) allow_other: bool,
     pub(crate) open_policy: Option<OpenAnswer>,
     pub(crate) poll_interval: Duration,
+    /// Deadline of its reads, to be kept when it is remounted.
+    pub(crate) read_deadline: Duration,
 }
 
 /// A directory of ours.
@@ -34,7 +37,7 @@ pub(crate) struct Entry {
     pub(crate) dir: PathBuf,
     wish: MountWish,
     shown: Mutex<Shown>,
-    /// What polling learnt last.
+    /// What is known of the package since it was asked for last.
     news: Mutex<News>,
     ended: watch::Sender<bool>,
 }
@@ -48,11 +51,18 @@ struct Shown {
     since: SystemTime,
 }
 
-/// What is known of newer versions.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What is known of newer versions, and of the one that is shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct News {
     pub(crate) newer: Option<String>,
-    pub(crate) offline: Option<String>,
+    pub(crate) freshness: FreshnessReport,
+    pub(crate) revoked: bool,
+}
+
+impl From<&TrustReport> for News {
+    fn from(trust: &TrustReport) -> Self {
+        Self { newer: None, freshness: trust.freshness.clone(), revoked: trust.revoked }
+    }
 }
 
 /// An old version that somebody still uses.
@@ -97,15 +107,23 @@ impl Entry {
         self.wish.poll_interval
     }
 
-    /// What to ask for newer versions, and the version shown; `None` if no channel is followed.
-    pub(crate) fn followed(&self) -> Option<(PackageLocation, String)> {
+    /// What to ask about, the version shown, and whether a channel is followed.
+    pub(crate) fn watched(&self) -> (PackageLocation, String, bool) {
         let shown = self.shown.lock();
-        shown.follows()?;
-        Some((shown.location.clone(), shown.mount.identity().version.clone()))
+        (shown.location.clone(), shown.mount.identity().version.clone(), shown.follows().is_some())
+    }
+
+    pub(crate) fn news(&self) -> News {
+        self.news.lock().clone()
     }
 
     pub(crate) fn learn(&self, news: News) {
         *self.news.lock() = news;
+    }
+
+    /// Deadline of its reads.
+    pub(crate) fn read_deadline(&self) -> Duration {
+        self.wish.read_deadline
     }
 
     /// Waits until nothing of ours stands at the directory any more.
@@ -115,9 +133,9 @@ impl Entry {
     }
 
     pub(crate) fn status(&self) -> MountStatus {
-        let news = self.news.lock().clone();
+        let News { newer, freshness, revoked } = self.news();
         let shown = self.shown.lock().clone();
-        MountStatus { newer: news.newer, offline: news.offline, ..status_of(&self.dir, &shown, MountState::Mounted) }
+        MountStatus { newer, freshness, revoked, ..status_of(&self.dir, &shown, MountState::Mounted) }
     }
 }
 
@@ -134,7 +152,8 @@ fn status_of(dir: &Path, shown: &Shown, state: MountState) -> MountStatus {
         follows: shown.follows().map(str::to_owned),
         since: shown.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()),
         newer: None,
-        offline: None,
+        freshness: FreshnessReport::default(),
+        revoked: false,
         statistics: serde_json::to_value(shown.mount.statistics()).unwrap_or_default(),
     }
 }
@@ -192,20 +211,26 @@ impl Table {
 
     /// Mounts what `wish` says at `dir`. Once the kernel has been asked, the work goes on even if the caller leaves,
     /// and is undone then.
-    pub(crate) async fn mount(self: &Arc<Self>, dir: &Path, wish: MountWish) -> anyhow::Result<Arc<Entry>> {
+    pub(crate) async fn mount(
+        self: &Arc<Self>,
+        dir: &Path,
+        wish: MountWish,
+    ) -> anyhow::Result<(Arc<Entry>, TrustReport)> {
         self.refuse_taken(dir)?;
-        let mount = self.host.mount(&wish.location, wish.trust_root.as_deref()).await?;
+        let pinned = self.host.pin(&wish.location, wish.trust_root.as_deref()).await?;
+        let trust = TrustReport::from(&pinned);
+        let news = News::from(&trust);
         let (table, dir) = (self.clone(), dir.to_owned());
         let (answer, answered) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
-            let result = table.attach(&dir, wish, mount).await;
+            let result = table.attach(&dir, wish, pinned.mount, news).await;
             if let Err(Ok(_)) = answer.send(result)
                 && let Err(error) = table.unmount(&dir, true).await
             {
                 tracing::warn!(dir = %dir.display(), %error, "cannot undo a mount whose request was cancelled");
             }
         });
-        answered.await.context("mounting broke off")?
+        Ok((answered.await.context("mounting broke off")??, trust))
     }
 
     fn refuse_taken(&self, dir: &Path) -> anyhow::Result<()> {
@@ -218,7 +243,13 @@ impl Table {
         )
     }
 
-    async fn attach(self: &Arc<Self>, dir: &Path, wish: MountWish, mount: Arc<Mount>) -> anyhow::Result<Arc<Entry>> {
+    async fn attach(
+        self: &Arc<Self>,
+        dir: &Path,
+        wish: MountWish,
+        mount: Arc<Mount>,
+        news: News,
+    ) -> anyhow::Result<Arc<Entry>> {
         let _changing = self.changing.lock().await;
         self.refuse_taken(dir)?;
         let live = Arc::new(self.mounting.attach(mount.clone(), dir, wish.allow_other, wish.open_policy).await?);
@@ -227,7 +258,7 @@ impl Table {
             dir: dir.to_owned(),
             wish,
             shown: Mutex::new(shown.clone()),
-            news: Mutex::default(),
+            news: Mutex::new(news),
             ended: watch::Sender::new(false),
         });
         self.entries.lock().insert(dir.to_owned(), entry.clone());
@@ -299,19 +330,22 @@ impl Table {
         dir: &Path,
         to: Option<Selector>,
         lazy: bool,
-    ) -> anyhow::Result<(Arc<Entry>, Remounted)> {
+    ) -> anyhow::Result<(Arc<Entry>, Remounted, TrustReport)> {
         let entry = self.entry(dir)?;
         let before = entry.shown.lock().clone();
         let location = match to {
             Some(selector) => PackageLocation { selector: Some(selector), ..before.location.clone() },
-            None if before.follows().is_none() => return Ok((entry, Remounted::Fixed)),
+            None if before.follows().is_none() => return Ok((entry, Remounted::Fixed, TrustReport::default())),
             None => before.location.clone(),
         };
-        let mount = self.host.mount(&location, entry.wish.trust_root.as_deref()).await?;
+        let pinned = self.host.pin(&location, entry.wish.trust_root.as_deref()).await?;
+        let trust = TrustReport::from(&pinned);
+        let news = News::from(&trust);
         let table = self.clone();
         // From here on the work is finished even if the caller leaves: a half exchanged mount helps nobody.
-        let work = tokio::spawn(async move { table.exchange(entry, location, mount, lazy).await });
-        work.await.context("remounting broke off")?
+        let work = tokio::spawn(async move { table.exchange(entry, location, pinned.mount, news, lazy).await });
+        let (entry, outcome) = work.await.context("remounting broke off")??;
+        Ok((entry, outcome, trust))
     }
 
     async fn exchange(
@@ -319,6 +353,7 @@ impl Table {
         entry: Arc<Entry>,
         location: PackageLocation,
         mount: Arc<Mount>,
+        news: News,
         lazy: bool,
     ) -> anyhow::Result<(Arc<Entry>, Remounted)> {
         let _changing = self.changing.lock().await;
@@ -329,13 +364,13 @@ impl Table {
         if old.mount.identity().descriptor == mount.identity().descriptor {
             // Naming a channel that shows the same version means following it from now on.
             entry.shown.lock().location = location;
-            entry.learn(News::default());
+            entry.learn(news);
             return Ok((entry, Remounted::Newest));
         }
         let live = Arc::new(self.mounting.replace(&old.live, mount.clone(), lazy).await?);
         let shown = Shown { location, mount, live: live.clone(), since: SystemTime::now() };
         *entry.shown.lock() = shown;
-        entry.learn(News::default());
+        entry.learn(news);
         let from = old.mount.identity().version.clone();
         self.draining.lock().push(Draining { dir: entry.dir.clone(), shown: old });
         self.watch_end(&entry, &live);

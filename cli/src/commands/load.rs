@@ -11,6 +11,7 @@ use crate::agent::client::AgentConnection;
 use crate::agent::protocol::Request;
 use crate::arguments::CacheArguments;
 use crate::report;
+use crate::trust_report::OfVersion;
 
 /// Arguments of `load`.
 #[derive(Debug, Args)]
@@ -48,18 +49,23 @@ pub(super) async fn run(arguments: LoadArguments, context: &Context) -> anyhow::
     let work = async {
         let mut agent = AgentConnection::connect_or_start(&settings).await?;
         let request = Request::Load { package: package.wire(&settings) };
-        agent.request::<Value>(&request, |done, total, message| bar.show(done, total, message)).await
+        agent.request::<OfVersion<Value>>(&request, |done, total, message| bar.show(done, total, message)).await
     };
-    let summary = work.await.with_context(|| format!("cannot load {}", package.location))?;
+    let loaded = work.await.with_context(|| format!("cannot load {}", package.location))?;
     drop(bar);
+    context.tell(&loaded.version, &loaded.trust);
     if arguments.json {
-        return report::json(&summary);
+        return report::json(&loaded);
     }
+    let OfVersion { version, summary, .. } = &loaded;
     let number = |name: &str| summary.get(name).and_then(Value::as_u64).unwrap_or(0);
     let seconds = summary.get("seconds").and_then(Value::as_f64).unwrap_or(0.0);
     let (bytes, fetched) = (report::bytes(number("bytes")), report::bytes(number("fetched_bytes")));
     let location = &package.location;
-    report::line(format!("loaded {location}: {} files, {bytes}, fetched {fetched} in {seconds:.1} s", number("files")))
+    report::line(format!(
+        "loaded {location}: version {version}, {} files, {bytes}, fetched {fetched} in {seconds:.1} s",
+        number("files")
+    ))
 }
 
 pub(super) async fn run_unload(arguments: UnloadArguments, context: &Context) -> anyhow::Result<()> {

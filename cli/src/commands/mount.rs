@@ -13,6 +13,7 @@ use crate::agent::client::AgentConnection;
 use crate::agent::protocol::{MountRequest, Request, WirePath};
 use crate::arguments::{self, CacheArguments};
 use crate::interrupt::Interrupted;
+use crate::trust_report::TrustReport;
 use crate::{mount_point, report};
 
 /// Arguments of `mount`.
@@ -84,18 +85,21 @@ pub(crate) struct MountReport {
     package: String,
     version: String,
     descriptor: String,
+    #[serde(flatten)]
+    trust: TrustReport,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     remarks: Vec<String>,
 }
 
 impl MountReport {
-    pub(crate) fn new(status: &MountStatus, remarks: Vec<String>) -> Self {
+    pub(crate) fn new(status: &MountStatus, trust: TrustReport, remarks: Vec<String>) -> Self {
         Self {
             dir: status.dir.clone(),
             location: status.location.clone(),
             package: status.package.clone(),
             version: status.version.clone(),
             descriptor: status.descriptor.clone(),
+            trust,
             remarks,
         }
     }
@@ -134,6 +138,7 @@ pub(super) async fn run(arguments: MountArguments, context: &Context) -> anyhow:
         Ok((agent, mounted))
     };
     let (agent, mounted) = context.interrupt.or(work).await?;
+    context.tell(&mounted.version, &mounted.trust);
     for remark in &mounted.remarks {
         context.remark(remark);
     }

@@ -89,7 +89,7 @@ fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<Pu
     let source = std::path::absolute(&arguments.source)?;
     let keys_dir = match &arguments.keys {
         Some(dir) => std::path::absolute(dir).map_err(|e| anyhow!("cannot use {}: {e}", dir.display()))?,
-        None => context.settings(None)?.keys_dir,
+        None => context.settings(None)?.keys_dir()?.to_owned(),
     };
     let threads =
         arguments.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);

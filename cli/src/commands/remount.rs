@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Context;
 use crate::agent::protocol::{Request, WirePath};
+use crate::trust_report::TrustReport;
 use crate::{mount_point, report};
 
 /// Arguments of `remount`.
@@ -43,6 +44,8 @@ pub(crate) struct RemountReport {
     pub(crate) changed: bool,
     /// Whether it stays because the mount names a version.
     pub(crate) fixed: bool,
+    #[serde(flatten)]
+    pub(crate) trust: TrustReport,
 }
 
 pub(super) async fn run(arguments: RemountArguments, context: &Context) -> anyhow::Result<()> {
@@ -61,6 +64,7 @@ pub(super) async fn run(arguments: RemountArguments, context: &Context) -> anyho
     let request =
         Request::Remount { dir: dir.as_path().into(), to: arguments.to.clone(), lazy: arguments.lazy, origin };
     let done: RemountReport = agent.request(&request, |_, _, _| {}).await.with_context(what)?;
+    context.tell(&done.version, &done.trust);
     if arguments.json {
         return report::json(&done);
     }
@@ -70,6 +74,9 @@ pub(super) async fn run(arguments: RemountArguments, context: &Context) -> anyho
         (false, true) => {
             format!("{dir} stays at {package} {version}, which was mounted by its version; use --to to go elsewhere")
         }
+        // What was named is shown, or there is nothing newer.
+        (false, false) if arguments.to.is_some() => format!("{dir} shows {package} {version} already"),
+        (false, false) if done.trust.freshness.in_words().is_some() => format!("{dir} stays at {package} {version}"),
         (false, false) => format!("{dir} is already at the newest version, {package} {version}"),
     })
 }

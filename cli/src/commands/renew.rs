@@ -1,7 +1,6 @@
 //! `streamfs renew CONTENT/PACKAGE`: signs the timestamp anew, before it expires.
 
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -31,30 +30,40 @@ pub struct RenewArguments {
 
 pub(super) async fn run(arguments: RenewArguments, context: &Context) -> anyhow::Result<()> {
     let location: PackageLocation = arguments.package.parse()?;
-    let Origin::Folder(content_root) = location.origin.clone() else {
-        bail!("cannot renew {location}: only a folder can be signed anew; name the folder that the server shows");
-    };
-    let keys_dir = match &arguments.keys {
-        Some(dir) => std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()))?,
-        None => context.settings(None)?.keys_dir,
-    };
-    let what = format!("cannot renew {location}");
-    let package_dir = content_root.join(location.package.as_str());
-    // Opening a publisher begins a package where none is; renewing must not.
-    if !package_dir.join(METADATA_DIR).is_dir() {
-        bail!("{what}: nothing was published there");
+    let what = || format!("cannot renew {location}");
+    if let Some(selector) = &location.selector {
+        bail!("{}: a package is renewed as a whole; leave @{selector} out", what());
     }
-    let options = PublishOptions::default();
-    let valid = options.timestamp_valid;
-    let work = async {
-        let mut publisher = Publisher::open(&package_dir, &KeyStore::new(keys_dir), options).await?;
-        publisher.renew().await?;
-        let until = SystemTime::now() + valid;
-        Ok::<_, fs_core::Error>(until.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs()))
-    };
-    let expires = i64::try_from(work.await.context(what)?).unwrap_or(i64::MAX);
+    let dir = package_dir(&location).with_context(what)?;
+    let keys = KeyStore::new(keys_dir(arguments.keys.as_deref(), context).with_context(what)?);
+    let mut publisher = Publisher::open(&dir, &keys, PublishOptions::default()).await.with_context(what)?;
+    publisher.renew().await.with_context(what)?;
+    let expires = publisher.timestamp_expires().context("the new timestamp cannot be read").with_context(what)?;
     if arguments.json {
         return report::json(&json!({ "package": location.package_key(), "expires": expires }));
     }
     report::line(format!("renewed {}: valid until {}", location.package_key(), timestamp(expires)))
+}
+
+/// The folder of a package that was published.
+///
+/// # Errors
+/// If it is no folder, or nothing was published there: opening a publisher would begin a package.
+pub(super) fn package_dir(location: &PackageLocation) -> anyhow::Result<PathBuf> {
+    let Origin::Folder(content_root) = &location.origin else {
+        bail!("only a folder can be signed anew; name the folder that the server shows");
+    };
+    let dir = content_root.join(location.package.as_str());
+    if !dir.join(METADATA_DIR).is_dir() {
+        bail!("nothing was published there");
+    }
+    Ok(dir)
+}
+
+/// The folder of the private keys: the one that was named, else the one that applies.
+pub(super) fn keys_dir(named: Option<&Path>, context: &Context) -> anyhow::Result<PathBuf> {
+    match named {
+        Some(dir) => std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display())),
+        None => Ok(context.settings(None)?.keys_dir()?.to_owned()),
+    }
 }

@@ -12,6 +12,7 @@ use super::versions::timestamp;
 use crate::agent::client::AgentConnection;
 use crate::agent::protocol::{Request, WirePath};
 use crate::agent::registry::{self, AgentDescription};
+use crate::trust_report::FreshnessReport;
 use crate::{agent, mount_point, report};
 
 /// Arguments of `status`.
@@ -53,8 +54,10 @@ pub(crate) struct MountStatus {
     pub(crate) since: u64,
     /// Newer version that a remount would show.
     pub(crate) newer: Option<String>,
-    /// Why the origin could not be asked last time.
-    pub(crate) offline: Option<String>,
+    /// How new what is known of the package is.
+    pub(crate) freshness: FreshnessReport,
+    /// Whether the publisher withdrew the version that is shown.
+    pub(crate) revoked: bool,
     pub(crate) statistics: Value,
 }
 
@@ -140,17 +143,16 @@ fn in_words(mount: &MountStatus) -> String {
         parts.push("old version, still in use".to_owned());
     }
     parts.push(format!("since {}", timestamp(i64::try_from(mount.since).unwrap_or(i64::MAX))));
-    for (name, words) in [("bytes_fetched", "fetched"), ("cached_bytes", "cached")] {
-        if let Some(count) = mount.statistics.get(name).and_then(Value::as_u64) {
-            parts.push(format!("{} {words}", report::bytes(count)));
-        }
+    if let Some(count) = mount.statistics.get("bytes_fetched").and_then(Value::as_u64) {
+        parts.push(format!("{} fetched", report::bytes(count)));
+    }
+    if mount.revoked {
+        parts.push(format!("version {version} was REVOKED by its publisher"));
     }
     if let Some(newer) = &mount.newer {
         parts.push(format!("newer version available: {newer} (streamfs remount {dir})"));
     }
-    if let Some(why) = &mount.offline {
-        parts.push(format!("offline: {why}"));
-    }
+    parts.extend(mount.freshness.in_words());
     parts.join(", ")
 }
 
@@ -171,13 +173,19 @@ mod tests {
             follows: Some("stable".into()),
             since: 0,
             newer: Some("2".into()),
-            offline: Some("no route".into()),
+            freshness: FreshnessReport::offline("no route".into()),
+            revoked: true,
             statistics: serde_json::json!({ "bytes_fetched": 2048 }),
         };
         let words = in_words(&mount);
-        for part in
-            ["/mnt: app 1 from /c/app", "still in use", "2.00 KiB fetched", "newer version available: 2", "no route"]
-        {
+        for part in [
+            "/mnt: app 1 from /c/app",
+            "still in use",
+            "2.00 KiB fetched",
+            "newer version available: 2",
+            "offline: no route",
+            "REVOKED",
+        ] {
             assert!(words.contains(part), "{words}");
         }
     }

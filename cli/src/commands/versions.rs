@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::Args;
 use fs_core::location::{Channel, PackageLocation};
-use fs_core::trust::Catalog;
-use fs_core::trust::client::Freshness;
+use fs_core::trust::client::Loaded;
 use serde::{Deserialize, Serialize};
 
 use super::{Context, Package};
@@ -14,6 +13,7 @@ use crate::agent::client::AgentConnection;
 use crate::agent::protocol::Request;
 use crate::arguments::CacheArguments;
 use crate::report;
+use crate::trust_report::{FreshnessReport, TrustReport};
 
 /// Arguments of `versions`.
 #[derive(Debug, Args)]
@@ -36,8 +36,10 @@ pub struct VersionsArguments {
 pub(crate) struct VersionsReport {
     /// The package's location.
     package: String,
-    /// Why this may not be the newest state, if it may not.
-    not_fresh: Option<String>,
+    /// How new this is.
+    freshness: FreshnessReport,
+    /// Whether the package's root key was trusted for being the first that was seen, just now.
+    trusted_on_first_use: bool,
     /// In order of publishing.
     versions: Vec<VersionReport>,
 }
@@ -54,7 +56,8 @@ struct VersionReport {
 }
 
 impl VersionsReport {
-    pub(crate) fn new(location: &PackageLocation, catalog: &Catalog, freshness: &Freshness) -> Self {
+    pub(crate) fn new(location: &PackageLocation, loaded: &Loaded) -> Self {
+        let catalog = &loaded.catalog;
         let channels_of = |version: &str| -> Vec<String> {
             let pointing = catalog.channels.iter().filter(|(_, target)| target.as_str() == version);
             pointing.map(|(channel, _): (&Channel, _)| channel.to_string()).collect()
@@ -67,15 +70,12 @@ impl VersionsReport {
             revoked: record.revoked,
             descriptor_sha256: hex::encode(record.descriptor_sha256),
         });
-        Self { package: location.package_key(), not_fresh: not_fresh(freshness), versions: versions.collect() }
-    }
-}
-
-fn not_fresh(freshness: &Freshness) -> Option<String> {
-    match freshness {
-        Freshness::Fresh => None,
-        Freshness::Offline { reason } => Some(format!("the origin could not be asked: {reason}")),
-        Freshness::Expired { what, when } => Some(format!("{what} expired at {when}; ask the publisher to renew it")),
+        Self {
+            package: location.package_key(),
+            freshness: (&loaded.freshness).into(),
+            trusted_on_first_use: loaded.trusted_on_first_use,
+            versions: versions.collect(),
+        }
     }
 }
 
@@ -88,11 +88,15 @@ pub(super) async fn run(arguments: VersionsArguments, context: &Context) -> anyh
     };
     let found: VersionsReport =
         work.await.with_context(|| format!("cannot list the versions of {}", package.location))?;
+    let trust = TrustReport { trusted_on_first_use: found.trusted_on_first_use, ..TrustReport::default() };
+    if let Some(remark) = trust.remark() {
+        context.remark(remark);
+    }
+    if let Some(why) = found.freshness.in_words() {
+        report::warn(format!("this may not be the newest state, {why}"));
+    }
     if arguments.json {
         return report::json(&found);
-    }
-    if let Some(why) = &found.not_fresh {
-        context.remark(format!("this may not be the newest state: {why}"));
     }
     for version in &found.versions {
         let mut remarks = version.channels.clone();

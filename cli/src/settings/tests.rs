@@ -24,10 +24,10 @@ fn credentials(settings: &InForce, location: &str) -> Credentials {
 #[test]
 fn defaults_need_no_file() {
     let it = load(None, &[("XDG_CONFIG_HOME", "/nowhere/config")]).unwrap();
-    assert_eq!(it.keys_dir, Path::new("/nowhere/config/streamfs/keys"));
+    assert_eq!(it.keys_dir().unwrap(), Path::new("/nowhere/config/streamfs/keys"));
     assert_eq!((it.cache_size_bytes, it.memory_bytes), (20 << 30, 64 << 20));
     assert_eq!(it.poll_interval, Duration::from_secs(60));
-    assert!(it.cache_dir.ends_with("streamfs"));
+    assert!(it.cache_dir().unwrap().ends_with("streamfs"));
 }
 
 #[test]
@@ -36,12 +36,12 @@ fn the_environment_goes_before_the_file() {
     let path =
         file(dir.path(), "c.toml", "[agent]\ncache_dir = \"cache\"\nmemory = \"1M\"\nread_deadline = \"7s\"", 0o644);
     let it = load(Some(&path), &[]).unwrap();
-    assert_eq!(it.cache_dir, dir.path().join("cache"), "relative to the settings file");
+    assert_eq!(it.cache_dir().unwrap(), dir.path().join("cache"), "relative to the settings file");
     assert_eq!(it.memory_bytes, 1 << 20);
     assert_eq!(it.origin_config(&"/a/b".parse().unwrap()).retry.read_deadline, Duration::from_secs(7));
     let variables = [("STREAMFS_CACHE", "/else/where"), ("STREAMFS_CONFIG", path.to_str().unwrap())];
     let it = load(None, &variables).unwrap();
-    assert_eq!((it.cache_dir.as_path(), it.memory_bytes), (Path::new("/else/where"), 1 << 20));
+    assert_eq!((it.cache_dir().unwrap(), it.memory_bytes), (Path::new("/else/where"), 1 << 20));
 }
 
 #[test]
@@ -86,4 +86,17 @@ fn credentials_of_the_environment_are_complete_or_refused() {
         let error = load(None, &half).unwrap_err().to_string();
         assert!(error.contains("set"), "{error}");
     }
+}
+
+/// A service without HOME could not mount, because nothing said where the keys are that only publishers need.
+#[test]
+fn what_is_not_needed_may_be_unknown() {
+    let only = |name: &str, value: &str| {
+        let (name, value) = (name.to_owned(), OsString::from(value));
+        InForce::load(None, &move |asked| (asked == name).then(|| value.clone())).unwrap()
+    };
+    let mounts = only("STREAMFS_CACHE", "/c");
+    assert_eq!(mounts.cache_dir().unwrap(), Path::new("/c"));
+    assert!(mounts.keys_dir().unwrap_err().to_string().contains("STREAMFS_KEYS"));
+    assert_eq!(only("STREAMFS_KEYS", "/k").keys_dir().unwrap(), Path::new("/k"));
 }

@@ -7,6 +7,7 @@
 //! | a range of an object that does not exist, a local failure | 3 (a store may be late to show what was just published) |
 //! | access denied, an unusable answer | 2 |
 //! | a small object that does not exist, anything else | 1 (asking for what may not exist is normal there) |
+//! | anything, for a caller in a hurry | 3 at most |
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Ranges up to this long must be read within the deadline; see [`range_deadline`].
 const DEADLINE_COVERS_BYTES: u64 = 4 * 1024 * 1024;
+/// Tries for a caller that has something to fall back on: one lost packet shall not count, a refusal shall.
+const HURRIED_TRIES: u32 = 3;
 /// Slowest rate at which a longer range may come.
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 
@@ -37,6 +40,28 @@ impl Retry {
     /// Wraps `inner`.
     pub fn new(inner: Arc<dyn Backend>, policy: RetryPolicy) -> Self {
         Self { inner, policy }
+    }
+
+    fn small_deadline(&self) -> Duration {
+        self.policy.read_deadline.min(self.policy.metadata_deadline)
+    }
+
+    async fn try_small(
+        &self,
+        mut attempts: Attempts,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+    ) -> Result<SmallRead> {
+        // A small object comes whole, so a try may take the connection's time and twice the stall's.
+        let patience = self.policy.connect_timeout + self.policy.stall_timeout * 2;
+        loop {
+            let object = attempts.object.clone();
+            let call = self.inner.read_small(&object, limit_bytes, known);
+            match attempts.within(patience, call).await.and_then(|r| r) {
+                Ok(read) => return Ok(read),
+                Err(error) => attempts.pause_or_give_up(error).await?,
+            }
+        }
     }
 }
 
@@ -59,6 +84,8 @@ struct Attempts {
     failed: u32,
     /// Whether absence may be temporary.
     absence_may_pass: bool,
+    /// Tries at most, whatever the failure.
+    tries_max: u32,
 }
 
 impl Attempts {
@@ -73,6 +100,7 @@ impl Attempts {
             allowed,
             failed: 0,
             absence_may_pass,
+            tries_max: u32::MAX,
         }
     }
 
@@ -89,13 +117,14 @@ impl Attempts {
     }
 
     fn tries_for(&self, error: &Error) -> u32 {
-        match error.kind() {
+        let tries = match error.kind() {
             ErrorKind::Unreachable | ErrorKind::TimedOut => u32::MAX,
             ErrorKind::NotFound if self.absence_may_pass => 3,
             ErrorKind::Local => 3,
             ErrorKind::Denied | ErrorKind::BadAnswer => 2,
             _ => 1,
-        }
+        };
+        tries.min(self.tries_max)
     }
 
     /// Pauses before the next try, or gives `error` back if there shall be none.
@@ -205,16 +234,18 @@ impl Backend for Retry {
     }
 
     async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
-        let allowed = self.policy.read_deadline.min(self.policy.metadata_deadline);
-        let mut attempts = Attempts::new(self, object, allowed, false);
-        loop {
-            // A small object comes whole, so a try may take the connection's time and twice the stall's.
-            let patience = attempts.policy.connect_timeout + attempts.policy.stall_timeout * 2;
-            let call = self.inner.read_small(object, limit_bytes, known);
-            match attempts.within(patience, call).await.and_then(|r| r) {
-                Ok(read) => return Ok(read),
-                Err(error) => attempts.pause_or_give_up(error).await?,
-            }
-        }
+        let attempts = Attempts::new(self, object, self.small_deadline(), false);
+        self.try_small(attempts, limit_bytes, known).await
+    }
+
+    async fn read_small_within(
+        &self,
+        patience: Duration,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+    ) -> Result<SmallRead> {
+        let attempts = Attempts::new(self, object, self.small_deadline().min(patience), false);
+        self.try_small(Attempts { tries_max: HURRIED_TRIES, ..attempts }, limit_bytes, known).await
     }
 }

@@ -10,8 +10,10 @@ use futures::{StreamExt, TryStreamExt};
 
 use self::server::{Answer, Server};
 use super::faults::{Fault, Faults};
+use super::hurried::Hurried;
 use super::recording::Recording;
 use super::retry::Retry;
+use super::swappable::Swappable;
 use url::Url;
 
 use super::*;
@@ -122,6 +124,32 @@ async fn folder_under_retry_conforms() {
     let note = dir.path().join("note");
     let local = Arc::new(LocalBackend::new(dir.path().to_owned()));
     conforms(Arc::new(Retry::new(local, quick())), |text| std::fs::write(note, text).unwrap()).await;
+}
+
+#[tokio::test]
+async fn what_may_be_exchanged_conforms() {
+    let dir = folder();
+    let note = dir.path().join("note");
+    let swappable = Swappable::new(Arc::new(LocalBackend::new(dir.path().join("elsewhere"))));
+    swappable.set(Arc::new(LocalBackend::new(dir.path().to_owned())));
+    conforms(Arc::new(swappable), |text| std::fs::write(note, text).unwrap()).await;
+}
+
+/// Whoever has a trusted copy waits neither for many tries nor for a server that hangs.
+#[tokio::test]
+async fn a_caller_in_a_hurry_gives_up_early() {
+    let dir = folder();
+    let inner: Arc<dyn Backend> = Arc::new(LocalBackend::new(dir.path().to_owned()));
+    let long =
+        RetryPolicy { metadata_deadline: Duration::from_secs(600), read_deadline: Duration::from_secs(600), ..quick() };
+    for (fault, requests) in [(Fault::Fail, 3), (Fault::Stall { after_bytes: 0 }, 1)] {
+        let faults = Arc::new(Faults::new(inner.clone(), move |_| Some(fault)));
+        let policy = RetryPolicy { stall_timeout: Duration::from_secs(600), ..long.clone() };
+        let hurried = Hurried::new(Arc::new(Retry::new(faults.clone(), policy)), Duration::from_millis(300));
+        let e = small(&hurried, "note", 5).await.unwrap_err();
+        assert!(matches!(e.kind(), ErrorKind::Unreachable | ErrorKind::TimedOut), "{e}");
+        assert_eq!(faults.injected(), requests, "{fault:?}");
+    }
 }
 
 #[tokio::test]

@@ -3,9 +3,13 @@
 //! ```text
 //! Host ── Cache                     one a cache directory
 //!      ── TrustStore                CACHE/trust
-//!      ── Package (by location) ── Fetcher ── Backend
-//!                               ── Mount (by version), shared by all who ask for it
+//!      ── Package (by location and deadlines) ── Fetcher ── Backend
+//!                                             ── Mount (by version), shared by all who ask for it
 //! ```
+//!
+//! Credentials and certificate authorities may change at any time: whatever is asked for next exchanges the backend
+//! of the packages that are open, so mounts that exist go on with the new ones. Deadlines belong to whoever asked, so
+//! other deadlines mean another [`Package`].
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,9 +20,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{Identity, Mount};
+use crate::backend::swappable::Swappable;
 use crate::backend::{self, Backend, Validator};
 use crate::cache::{Cache, CacheLimits};
-use crate::config::OriginTable;
+use crate::config::{OriginConfig, OriginTable, RetryPolicy};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fetch::Fetcher;
 use crate::location::PackageLocation;
@@ -31,6 +36,10 @@ use crate::trust::{Catalog, VersionRecord};
 pub use super::load::LoadSummary;
 pub use super::verify::VerifySummary;
 pub use crate::cache::CacheStatus;
+
+/// How long an origin may take for each file of metadata where this machine has a trusted copy to go on with: longer
+/// than a slow line needs, short enough for somebody who waits for a program to start.
+const FALL_BACK_AFTER: Duration = Duration::from_secs(3);
 
 /// What a host needs to know.
 #[derive(Debug, Clone)]
@@ -55,17 +64,48 @@ pub struct Host {
     settings: HostSettings,
     cache: Arc<Cache>,
     trust: TrustStore,
-    packages: Mutex<HashMap<String, Arc<Package>>>,
+    /// By location; several where mounts of different deadlines were asked for.
+    packages: Mutex<HashMap<String, Vec<Arc<Package>>>>,
 }
 
 /// A package that was asked for.
 #[derive(Debug)]
 struct Package {
     key: String,
+    /// How the backend was opened; `None` if it was set and shall stay.
+    config: Mutex<Option<OriginConfig>>,
+    backend: Arc<Swappable>,
     fetcher: Arc<Fetcher>,
     mounts: Mutex<HashMap<String, Weak<Mount>>>,
-    /// The newest verified catalog, and how to ask whether it changed.
-    catalog: tokio::sync::Mutex<Option<Known>>,
+    /// Held while a version is being opened, so that two who ask for it at once share it.
+    opening: tokio::sync::Mutex<()>,
+    /// The newest verified catalog, and how to ask whether it changed. Never locked while an origin is asked: a poll
+    /// that hangs must not hold up somebody who mounts.
+    catalog: Mutex<Option<Known>>,
+}
+
+/// A pinned version, and what is to be said of how it was chosen.
+#[derive(Debug, Clone)]
+pub struct Pinned {
+    /// The version as a file tree.
+    pub mount: Arc<Mount>,
+    /// How new the metadata is that it was chosen by.
+    pub freshness: Freshness,
+    /// Whether the package's root was trusted for being the first that was seen, just now.
+    pub trusted_on_first_use: bool,
+    /// Whether the publisher withdrew the version.
+    pub revoked: bool,
+}
+
+/// Answer of [`Host::newest`].
+#[derive(Debug, Clone)]
+pub struct Newest {
+    /// What a mount made now would pin.
+    pub record: VersionRecord,
+    /// All versions and channels.
+    pub catalog: Catalog,
+    /// How new they are.
+    pub freshness: Freshness,
 }
 
 #[derive(Debug, Clone)]
@@ -104,36 +144,50 @@ impl Host {
 
     fn package(&self, location: &PackageLocation) -> Result<Arc<Package>> {
         let key = location.package_key();
-        if let Some(package) = self.packages.lock().get(&key) {
+        let config = self.settings.origins.lookup(location);
+        let mut packages = self.packages.lock();
+        let open = packages.entry(key.clone()).or_default();
+        for package in open.iter() {
+            package.reopen_if_changed(location, &config)?;
+        }
+        if let Some(package) = open.iter().find(|package| package.serves(&config.retry)) {
             return Ok(package.clone());
         }
-        let config = self.settings.origins.lookup(location);
         let backend = backend::open(location, &config)?;
-        Ok(self
-            .packages
-            .lock()
-            .entry(key.clone())
-            .or_insert_with(|| self.open_package(key, backend, config.retry.read_deadline))
-            .clone())
+        let deadline = config.retry.read_deadline;
+        let package = self.open_package(key, backend, Some(config), deadline);
+        // Whoever asked once with deadlines of their own leaves nothing behind.
+        open.retain(|other| other.is_used());
+        open.push(package.clone());
+        Ok(package)
     }
 
     /// Uses `backend` for the package at `location` instead of opening its origin: how tests count requests and cause
     /// faults.
     pub fn set_backend(&self, location: &PackageLocation, backend: Arc<dyn Backend>, deadline: Duration) {
         let key = location.package_key();
-        let package = self.open_package(key.clone(), backend, deadline);
-        self.packages.lock().insert(key, package);
+        let package = self.open_package(key.clone(), backend, None, deadline);
+        self.packages.lock().insert(key, vec![package]);
     }
 
-    fn open_package(&self, key: String, backend: Arc<dyn Backend>, deadline: Duration) -> Arc<Package> {
-        let fetcher = Fetcher::new(backend, self.cache.clone(), deadline);
-        Arc::new(Package { key, fetcher, mounts: Mutex::default(), catalog: tokio::sync::Mutex::new(None) })
-    }
-
-    /// Forgets how a package is reached, so that changed credentials or settings are used the next time. Mounts
-    /// that exist keep the old way.
-    pub fn reopen_origin(&self, location: &PackageLocation) {
-        self.packages.lock().remove(&location.package_key());
+    fn open_package(
+        &self,
+        key: String,
+        backend: Arc<dyn Backend>,
+        config: Option<OriginConfig>,
+        deadline: Duration,
+    ) -> Arc<Package> {
+        let backend = Arc::new(Swappable::new(backend));
+        let fetcher = Fetcher::new(backend.clone(), self.cache.clone(), deadline);
+        Arc::new(Package {
+            key,
+            config: Mutex::new(config),
+            backend,
+            fetcher,
+            mounts: Mutex::default(),
+            opening: tokio::sync::Mutex::default(),
+            catalog: Mutex::default(),
+        })
     }
 
     /// Pins the version that `location` means now. A version that is mounted already is shared.
@@ -141,67 +195,62 @@ impl Host {
     /// # Errors
     /// `NotFound` for an unknown version or channel; `Untrusted`; what the origin says.
     pub async fn mount(self: &Arc<Self>, location: &PackageLocation, trust_root: Option<&Path>) -> Result<Arc<Mount>> {
+        Ok(self.pin(location, trust_root).await?.mount)
+    }
+
+    /// As [`Self::mount`], and tells how far what it was chosen by can be relied on.
+    ///
+    /// # Errors
+    /// As [`Self::mount`].
+    pub async fn pin(self: &Arc<Self>, location: &PackageLocation, trust_root: Option<&Path>) -> Result<Pinned> {
         let package = self.package(location)?;
         let loaded = package.load(&self.trust, trust_root).await?;
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
-        if let Some(mount) = package.mounted(record) {
-            return Ok(mount);
-        }
-        let bytes = loaded.descriptor(record).await?;
-        let whence = format!("the descriptor of version {} of {}", record.version, package.key);
-        let descriptor = Descriptor::parse(&bytes, &whence)?;
-        if descriptor.package != location.package || descriptor.version != record.version {
-            return Err(Error::Untrusted {
-                package: package.key.clone(),
-                reason: format!(
-                    "{whence} is signed, but says that it is {} {}",
-                    descriptor.package, descriptor.version
-                ),
-                source: None,
-            });
-        }
-        let identity = Identity {
-            package: location.package.to_string(),
-            version: record.version.to_string(),
-            descriptor: hex::encode(record.descriptor_sha256),
-            origin: location.origin.to_string(),
+        let _opening = package.opening.lock().await;
+        let mount = match (package.mounted(record), &loaded.freshness) {
+            (Some(mount), _) => mount,
+            (None, Freshness::Offline { reason }) => {
+                // What is on this machine is there at once; the rest will hardly come.
+                let patience = package.retry().metadata_deadline;
+                let opened = tokio::time::timeout(patience, open_mount(location, &package, &loaded, record)).await;
+                opened.unwrap_or(Err(Error::Cancelled)).map_err(|e| not_here(e, record, &package, reason))?
+            }
+            (None, Freshness::Fresh | Freshness::Expired { .. }) => {
+                open_mount(location, &package, &loaded, record).await?
+            }
         };
-        let mount = Mount::open(descriptor, identity, package.fetcher.clone()).await?;
-        package.mounts.lock().insert(identity_key(record), Arc::downgrade(&mount));
-        Ok(mount)
+        let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;
+        Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
     }
 
     /// What a mount of `location` made now would pin. Costs one conditional request if nothing changed.
     ///
     /// # Errors
     /// As [`Self::mount`]; also `Unreachable` when the origin is away.
-    pub async fn newest(self: &Arc<Self>, location: &PackageLocation) -> Result<VersionRecord> {
+    pub async fn newest(self: &Arc<Self>, location: &PackageLocation) -> Result<Newest> {
         let package = self.package(location)?;
-        let mut known = package.catalog.lock().await;
+        let known = package.catalog.lock().clone();
         let asked = known.as_ref().and_then(|k| k.validator.clone());
-        let validator = match client::poll(package.fetcher.backend(), &package.key, asked).await? {
-            Polled::NotModified => None,
-            Polled::Changed { validator } => Some(validator),
+        let polled = client::poll(package.fetcher.backend(), &package.key, asked).await?;
+        let loaded = match (polled, known) {
+            (Polled::NotModified, Some(known)) => known.loaded,
+            (polled, _) => {
+                let loaded = package.load_with(&self.trust, &LoadOptions::default()).await?;
+                let offline = matches!(loaded.freshness, Freshness::Offline { .. });
+                if let (Polled::Changed { validator }, None, false) = (polled, &loaded.validator, offline) {
+                    // An origin without `head`: its timestamp was asked about.
+                    *package.catalog.lock() = Some(Known { loaded: loaded.clone(), validator: Some(validator) });
+                }
+                loaded
+            }
         };
-        if validator.is_some() || known.is_none() {
-            let loaded =
-                client::load(package.fetcher.backend(), &package.key, &self.trust, &LoadOptions::default()).await?;
-            // The load's own validator is older than what it loaded at worst; the poll's may be newer.
-            let validator = loaded.validator.clone().or(validator);
-            *known = Some(Known { loaded, validator });
-        }
-        let known = known.as_ref().expect("it was loaded above if it was absent");
-        known.loaded.catalog.resolve(location.selector.as_ref(), &package.key).cloned()
+        let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?.clone();
+        Ok(Newest { record, catalog: loaded.catalog, freshness: loaded.freshness })
     }
 
     /// All versions and channels.
-    pub async fn catalog(
-        self: &Arc<Self>,
-        location: &PackageLocation,
-        trust_root: Option<&Path>,
-    ) -> Result<(Catalog, Freshness)> {
-        let loaded = self.package(location)?.load(&self.trust, trust_root).await?;
-        Ok((loaded.catalog, loaded.freshness))
+    pub async fn catalog(self: &Arc<Self>, location: &PackageLocation, trust_root: Option<&Path>) -> Result<Loaded> {
+        self.package(location)?.load(&self.trust, trust_root).await
     }
 
     /// Brings everything of a version onto this machine and pins it there.
@@ -210,21 +259,34 @@ impl Host {
     }
 
     /// Removes the pins that `load` set for the version (without one: for all versions of the package). Bytes that
-    /// may now be evicted.
+    /// may now be evicted. A channel is looked up in the metadata that was accepted last; nothing is asked for.
+    ///
+    /// # Errors
+    /// `InvalidInput` if nothing of that name is loaded.
     pub async fn unload(self: &Arc<Self>, location: &PackageLocation) -> Result<u64> {
-        let owner = super::load::owner(&location.package_key(), location.selector.as_ref().map_or("", |s| s.as_str()));
-        let owners = match location.selector {
-            Some(_) => vec![owner],
-            None => self.cache.pinned_owners().into_iter().filter(|o| o.starts_with(&owner)).collect(),
-        };
-        let mut bytes = 0;
-        for owner in &owners {
-            if !self.cache.pinned_owners().contains(owner) {
-                return Err(Error::NotFound {
-                    what: format!("a loaded version {location}"),
-                    origin: "this machine".into(),
-                });
+        let key = location.package_key();
+        let all = super::load::owner(&key, "");
+        let loaded: Vec<String> = self.cache.pinned_owners().into_iter().filter(|o| o.starts_with(&all)).collect();
+        let owners: Vec<&String> = match &location.selector {
+            None => loaded.iter().collect(),
+            Some(selector) => {
+                let trusted = client::load_offline(&key, &self.trust).await;
+                // Without metadata it can only be the version itself.
+                let version = match trusted.as_ref().map(|t| t.catalog.resolve(Some(selector), &key)) {
+                    Ok(Ok(record)) => record.version.as_str(),
+                    Ok(Err(_)) | Err(_) => selector.as_str(),
+                };
+                let owner = super::load::owner(&key, version);
+                loaded.iter().filter(|loaded| **loaded == owner).collect()
             }
+        };
+        if owners.is_empty() {
+            let names: Vec<&str> = loaded.iter().filter_map(|owner| owner.strip_prefix(&all)).collect();
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            return Err(Error::InvalidInput(format!("it is not loaded; loaded versions of the package: {names}")));
+        }
+        let mut bytes = 0;
+        for owner in owners {
             bytes += self.cache.unpin(owner)?;
         }
         Ok(bytes)
@@ -248,11 +310,77 @@ impl Host {
     }
 }
 
+/// Opens one version of `package`.
+async fn open_mount(
+    location: &PackageLocation,
+    package: &Package,
+    loaded: &Loaded,
+    record: &VersionRecord,
+) -> Result<Arc<Mount>> {
+    let bytes = loaded.descriptor(record).await?;
+    let whence = format!("the descriptor of version {} of {}", record.version, package.key);
+    let descriptor = Descriptor::parse(&bytes, &whence)?;
+    if descriptor.package != location.package || descriptor.version != record.version {
+        return Err(Error::Untrusted {
+            package: package.key.clone(),
+            reason: format!("{whence} is signed, but says that it is {} {}", descriptor.package, descriptor.version),
+            source: None,
+        });
+    }
+    let identity = Identity {
+        package: location.package.to_string(),
+        version: record.version.to_string(),
+        descriptor: hex::encode(record.descriptor_sha256),
+        origin: location.origin.to_string(),
+    };
+    let mount = Mount::open(descriptor, identity, package.fetcher.clone()).await?;
+    package.mounts.lock().insert(identity_key(record), Arc::downgrade(&mount));
+    Ok(mount)
+}
+
+/// Why a version could not be mounted without its origin. What says that something is wrong with the version itself
+/// stays as it is.
+fn not_here(e: Error, record: &VersionRecord, package: &Package, reason: &str) -> Error {
+    if !is_away(&e) && !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::BadAnswer | ErrorKind::Cancelled) {
+        return e;
+    }
+    Error::Unreachable {
+        object: format!("version {} (of which too little is on this machine)", record.version),
+        origin: package.key.clone(),
+        reason: reason.to_owned(),
+    }
+}
+
 fn identity_key(record: &VersionRecord) -> String {
     hex::encode(record.descriptor_sha256)
 }
 
 impl Package {
+    /// Goes over to what is configured now, if that differs in more than deadlines.
+    fn reopen_if_changed(&self, location: &PackageLocation, now: &OriginConfig) -> Result<()> {
+        let mut config = self.config.lock();
+        let Some(config) = &mut *config else { return Ok(()) };
+        let wanted = OriginConfig { retry: config.retry.clone(), ..now.clone() };
+        if *config != wanted {
+            self.backend.set(backend::open(location, &wanted)?);
+            *config = wanted;
+        }
+        Ok(())
+    }
+
+    /// Whether this may answer whoever wants `retry`.
+    fn serves(&self, retry: &RetryPolicy) -> bool {
+        self.config.lock().as_ref().is_none_or(|config| config.retry == *retry)
+    }
+
+    fn is_used(&self) -> bool {
+        self.mounts.lock().values().any(|mount| mount.strong_count() > 0)
+    }
+
+    fn retry(&self) -> RetryPolicy {
+        self.config.lock().as_ref().map(|config| config.retry.clone()).unwrap_or_default()
+    }
+
     fn mounted(&self, record: &VersionRecord) -> Option<Arc<Mount>> {
         let mut mounts = self.mounts.lock();
         mounts.retain(|_, mount| mount.strong_count() > 0);
@@ -266,9 +394,14 @@ impl Package {
                 tokio::fs::read(path).await.map_err(|e| Error::local("read the trust root", path, e))?,
             )),
         };
-        let mut known = self.catalog.lock().await;
-        let loaded = client::load(self.fetcher.backend(), &self.key, trust, &LoadOptions { trust_root }).await?;
-        *known = Some(Known { validator: loaded.validator.clone(), loaded: loaded.clone() });
+        let options = LoadOptions { trust_root, fall_back_after: Some(FALL_BACK_AFTER) };
+        self.load_with(trust, &options).await
+    }
+
+    async fn load_with(&self, trust: &TrustStore, options: &LoadOptions) -> Result<Loaded> {
+        let loaded = client::load(self.fetcher.backend(), &self.key, trust, options).await?;
+        // Without a validator the next poll loads again.
+        *self.catalog.lock() = Some(Known { validator: loaded.validator.clone(), loaded: loaded.clone() });
         Ok(loaded)
     }
 }
@@ -277,3 +410,6 @@ impl Package {
 pub fn is_away(e: &Error) -> bool {
     matches!(e.kind(), ErrorKind::Unreachable | ErrorKind::TimedOut)
 }
+
+#[cfg(test)]
+mod tests;

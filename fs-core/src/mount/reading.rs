@@ -120,8 +120,8 @@ impl Mount {
                             let all = raw.chunks_exact(EXTENT_BYTES).filter_map(|e| Extent::decode(e, 0));
                             match &all.collect::<Vec<_>>()[..] {
                                 // Named by its block, which proves itself: blocks are looked for under that name.
-                                [only] if only.file_offset == 0 => only.hash,
-                                several => self.blob_name(&content_hash(several)),
+                                [only] if only.file_offset == 0 && u64::from(only.length) == size => only.hash,
+                                other => self.blob_name(&content_hash(size, other)),
                             }
                         }
                     };

@@ -1,1 +1,5 @@
+//! Mounted versions: what they read, what that fetches, and what damage does to them.
 
+mod accounting;
+mod damage;
+mod faults;

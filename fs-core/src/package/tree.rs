@@ -20,7 +20,7 @@ use super::Hash;
 use super::descriptor::{PageSum, PageTree, TreeRef};
 use crate::error::{Error, Result};
 
-/// No page is longer uncompressed. 16 KiB hold about 100 nodes or 290 index entries and compress to about 5 KiB,
+/// No page is longer uncompressed. 16 KiB hold about 100 nodes or 255 index entries and compress to about 5 KiB,
 /// which a demand read fetches without noticing on any network.
 pub const PAGE_MAX_BYTES: usize = 16 * 1024;
 /// Bytes before a page's records.

@@ -5,6 +5,7 @@
 //! that was trusted yesterday must start today.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -16,7 +17,8 @@ use super::store::{Place, Saved, TrustStore};
 use super::verify::{
     Failure, Supply, Verified, expired_error, metadata_path, root_number, root_path, untrusted, verify,
 };
-use super::{Catalog, HEAD_OBJECT, VersionRecord};
+use super::{Catalog, HEAD_OBJECT, METADATA_DIR, VersionRecord};
+use crate::backend::hurried::Hurried;
 use crate::backend::{Backend, ObjectPath, ReadOptions, SmallRead, Validator, collect};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -26,6 +28,9 @@ pub struct LoadOptions {
     /// A root that the user brought (`--trust-root`), as the bytes of its file. Without one, the first root that is
     /// seen is trusted.
     pub trust_root: Option<Bytes>,
+    /// How long the origin may take for each file before the copy that was accepted last is used, if there is one.
+    /// Without it, as long as the backend allows.
+    pub fall_back_after: Option<Duration>,
 }
 
 /// How new the catalog is.
@@ -76,7 +81,11 @@ pub async fn load(
 ) -> Result<Loaded> {
     let place = store.place(package_key);
     let saved = place.read().await?;
-    let loading = Loading { backend, package_key, place, saved, given: options.trust_root.clone() };
+    let asked: Arc<dyn Backend> = match options.fall_back_after {
+        Some(patience) if saved.trusted.is_some() => Arc::new(Hurried::new(backend.clone(), patience)),
+        _ => backend.clone(),
+    };
+    let loading = Loading { backend, asked, package_key, place, saved, given: options.trust_root.clone() };
     loading.load().await
 }
 
@@ -107,7 +116,10 @@ pub async fn check_files(backend: &Arc<dyn Backend>, package_key: &str) -> Resul
 }
 
 struct Loading<'a> {
+    /// What descriptors are read from later.
     backend: &'a Arc<dyn Backend>,
+    /// The same, asked for metadata.
+    asked: Arc<dyn Backend>,
     package_key: &'a str,
     place: Place,
     saved: Saved,
@@ -122,7 +134,8 @@ struct Accepted {
 
 impl Loading<'_> {
     async fn load(self) -> Result<Loaded> {
-        let (head, validator) = match self.backend.read_small(&head_path(), HEAD_BYTES_MAX, None).await {
+        let mut absent = false;
+        let (head, validator) = match self.asked.read_small(&head_path(), HEAD_BYTES_MAX, None).await {
             Ok(SmallRead::Object { bytes, validator }) => {
                 let validator = tag(HEAD_TAG, &bytes, validator.as_ref());
                 match Head::parse(&bytes) {
@@ -135,11 +148,14 @@ impl Loading<'_> {
             }
             Ok(SmallRead::NotModified) => (None, None),
             Err(e) if is_away(&e) => return self.offline(e).await,
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::BadAnswer) => (None, None),
+            Err(e) if is_absent(&e) => {
+                absent = true;
+                (None, None)
+            }
             Err(e) => return Err(e),
         };
         if let Some(head) = &head {
-            let supply = Supply::bundle(head.clone(), self.backend.origin().to_owned());
+            let supply = Supply::bundle(head.clone(), self.asked.origin().to_owned());
             match self.attempt(&supply).await {
                 Ok(accepted) => return self.finish(accepted, validator, Some(head.clone())).await,
                 Err(Failure::Local(e)) => return Err(e),
@@ -149,14 +165,32 @@ impl Loading<'_> {
                 }
             }
         }
-        let supply = Supply::origin(self.backend.clone());
+        let supply = Supply::origin(self.asked.clone());
         match self.attempt(&supply).await {
             Ok(accepted) => self.finish(accepted, validator, head).await,
             Err(Failure::Unread(e)) if is_away(&e) => self.offline(e).await,
+            Err(Failure::Unread(e)) if absent && is_absent(&e) && self.is_all_gone(&supply).await => {
+                let gone = self.gone(&e);
+                self.offline(gone).await
+            }
             Err(Failure::Expired { what, when }) => self.expired(what, when).await,
             Err(Failure::Refused(e)) => Err(self.is_root_changed(&supply).await.unwrap_or(e)),
             Err(Failure::Unread(e) | Failure::Local(e)) => Err(e),
         }
+    }
+
+    /// Whether an origin that has neither `head` nor timestamp lacks the first root, too, though the package was there
+    /// before: then a share is not mounted, or a server shows another folder (or a login page) for the time being.
+    async fn is_all_gone(&self, supply: &Supply) -> bool {
+        self.saved.trusted.is_some() && supply.file(&root_path(1)).await.is_err_and(|e| is_absent(&e))
+    }
+
+    fn gone(&self, e: &Error) -> Error {
+        let origin = self.asked.origin().to_owned();
+        let reason = format!(
+            "nothing of the package is there any more ({e}); is the share mounted, and is the address still right?"
+        );
+        Error::Unreachable { object: METADATA_DIR.to_owned(), origin, reason }
     }
 
     async fn attempt(&self, supply: &Supply) -> Result<Accepted, Failure> {
@@ -427,6 +461,11 @@ fn content_hash(bytes: &Bytes) -> String {
 
 fn is_away(e: &Error) -> bool {
     matches!(e.kind(), ErrorKind::Unreachable | ErrorKind::TimedOut)
+}
+
+/// Whether the origin gave something else than the object, or said that there is none.
+fn is_absent(e: &Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::BadAnswer)
 }
 
 fn head_path() -> ObjectPath {

@@ -93,15 +93,11 @@ pub(super) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
 /// Takes the lock file at `path` exclusively, waiting up to `patience`. It is released when the file is dropped, and
 /// by the system when the process dies.
 pub(super) fn lock(path: PathBuf, access: Access, patience: Duration, holder: &str) -> Result<File> {
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(false).write(true);
-    #[cfg(unix)]
-    if access == Access::Private {
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    }
-    #[cfg(not(unix))]
-    let _ = access;
-    let file = options.open(&path).map_err(|e| Error::local("open the lock file", &path, e))?;
+    let opened = match access {
+        Access::Private => crate::platform::open_private(&path),
+        Access::Usual => OpenOptions::new().create(true).truncate(false).write(true).open(&path),
+    };
+    let file = opened.map_err(|e| Error::local("open the lock file", &path, e))?;
     let deadline = Instant::now() + patience;
     loop {
         match file.try_lock() {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tough::ExpirationEnforcement;
-use tough::schema::{Root, Signed};
+use tough::schema::{Root, Signed, Timestamp};
 
 pub use sign::KeyRole;
 
@@ -234,6 +234,7 @@ impl Publisher {
         channels: &[Channel],
         published: i64,
     ) -> Result<Added> {
+        self.refuse_ambiguous(version, channels)?;
         let sha256: [u8; 32] = Sha256::digest(&descriptor).into();
         let existing = self.catalog.versions.iter().find(|v| v.version == *version);
         let is_new = existing.is_none();
@@ -275,6 +276,20 @@ impl Publisher {
         } else {
             Added::Unchanged
         })
+    }
+
+    /// A name after `@` means a version before it means a channel, so no channel may be named like a version.
+    fn refuse_ambiguous(&self, version: &PackageVersion, channels: &[Channel]) -> Result<()> {
+        let is_version = |c: &Channel| self.catalog.versions.iter().any(|v| v.version.as_str() == c.as_str());
+        let is_this = |c: &Channel| c.as_str() == version.as_str();
+        let known = self.catalog.channels.keys();
+        let shadowed = known.chain(channels).find(|c| is_this(c)).or_else(|| channels.iter().find(|c| is_version(c)));
+        match shadowed {
+            None => Ok(()),
+            Some(name) => Err(Error::InvalidInput(format!(
+                "{name} would name both a version and a channel, and nobody could reach the channel; choose another name"
+            ))),
+        }
     }
 
     /// Withdraws a version: clients that see it report it. Its channels keep pointing at it until they are moved.
@@ -367,6 +382,13 @@ impl Publisher {
         self.numbers.timestamp += 1;
         self.files.insert(metadata_path("timestamp.json"), timestamp);
         self.finish(written).await
+    }
+
+    /// When the timestamp expires, in seconds since 1970; `None` if nothing was published yet.
+    pub fn timestamp_expires(&self) -> Option<i64> {
+        let timestamp: Signed<Timestamp> =
+            serde_json::from_slice(self.files.get(&metadata_path("timestamp.json"))?).ok()?;
+        Some(timestamp.signed.expires.as_second())
     }
 
     fn signer(&self) -> Result<sign::Signer> {

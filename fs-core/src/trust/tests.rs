@@ -331,14 +331,14 @@ async fn another_root_than_the_first_is_refused_and_explained() {
     assert_untrusted(world.load().await, "not the one this machine trusted first");
     world.forget_head();
     assert_untrusted(world.load().await, "remove ");
-    let given = LoadOptions { trust_root: Some(first_root) };
+    let given = LoadOptions { trust_root: Some(first_root), ..LoadOptions::default() };
     let fresh = TrustStore::new(world.dir.path().join("fresh"));
     assert_untrusted(load(&world.backend(), KEY, &fresh, &given).await, "given with --trust-root");
     let right = std::fs::read(world.package().join("metadata/1.root.json")).unwrap();
-    let given = LoadOptions { trust_root: Some(right.into()) };
+    let given = LoadOptions { trust_root: Some(right.into()), ..LoadOptions::default() };
     let loaded = load(&world.backend(), KEY, &fresh, &given).await.unwrap();
     assert!(!loaded.trusted_on_first_use);
-    let garbage = LoadOptions { trust_root: Some("{}".into()) };
+    let garbage = LoadOptions { trust_root: Some("{}".into()), ..LoadOptions::default() };
     assert_untrusted(load(&world.backend(), KEY, &fresh, &garbage).await, "--trust-root");
 }
 
@@ -358,7 +358,7 @@ async fn rotated_keys_are_followed_by_old_and_new_clients() {
     assert_eq!(names(&world.load().await.unwrap().catalog), ["1", "2"]);
     world.forget_head();
     assert_eq!(names(&world.load().await.unwrap().catalog), ["1", "2"]);
-    let given = LoadOptions { trust_root: Some(first_root) };
+    let given = LoadOptions { trust_root: Some(first_root), ..LoadOptions::default() };
     load(&world.backend(), KEY, &world.store(), &given).await.unwrap();
     world.load_first().await.unwrap();
     world.restore(&old);
@@ -403,9 +403,11 @@ async fn without_the_origin_what_was_trusted_remains() {
     let offline = load_offline(KEY, &world.store()).await.unwrap();
     assert_eq!(offline.catalog, loaded.catalog);
     assert_eq!(offline.descriptor(&record).await.unwrap(), descriptor("1"));
-    // The package itself being gone is no such thing: whoever removed it meant it.
+    // A share that is not mounted looks like a package that is gone; the first use of one is an error, though.
     std::fs::remove_dir_all(world.package()).unwrap();
-    assert_eq!(world.load().await.unwrap_err().kind(), ErrorKind::NotFound);
+    let gone = world.load().await.unwrap();
+    assert!(matches!(&gone.freshness, Freshness::Offline { reason } if reason.contains("share mounted")));
+    assert_eq!(world.load_first().await.unwrap_err().kind(), ErrorKind::NotFound);
 }
 
 #[tokio::test]
@@ -497,4 +499,17 @@ async fn an_old_head_is_mended_by_the_next_publisher() {
     assert_eq!(names(&world.load().await.unwrap().catalog), ["1", "2"], "who knows better asks the separate files");
     drop(world.publisher().await);
     assert_eq!(names(&world.load_first().await.unwrap().catalog), ["1", "2"]);
+}
+
+/// A channel "2.0" beside a version 2.0 could never be mounted: the version goes first.
+#[tokio::test]
+async fn versions_and_channels_do_not_share_names() {
+    let world = World::new();
+    world.publish("1").await;
+    let mut publisher = world.publisher().await;
+    for (v, c) in [("stable", "beta"), ("2", "1"), ("2", "2")] {
+        let e = publisher.add_version(&version(v), descriptor(v), &[channel(c)], 1).unwrap_err();
+        assert_eq!(e.kind(), ErrorKind::InvalidInput, "{v} {c}: {e}");
+    }
+    publisher.add_version(&version("2"), descriptor("2"), &[channel("stable")], 1).unwrap();
 }

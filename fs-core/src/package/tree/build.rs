@@ -184,9 +184,9 @@ impl TreeBuilder {
         let mut body = Vec::new();
         let (mut inline_extents, mut target_bytes, mut xattr_bytes) = (0u8, 0u16, 0u16);
         match &node.body {
-            NewBody::File { extents, .. } if extents.len() > INLINE_EXTENTS_MAX => {
+            NewBody::File { size, extents } if extents.len() > INLINE_EXTENTS_MAX => {
                 flags |= FLAG_EXTENTS_OUTSIDE;
-                body.extend_from_slice(&content_hash(extents).0);
+                body.extend_from_slice(&content_hash(*size, extents).0);
                 body.extend_from_slice(&(extents.len() as u64).to_le_bytes());
                 for extent in extents {
                     self.push_extent(*extent)?;
@@ -279,14 +279,11 @@ impl TreeBuilder {
     }
 }
 
-/// Name of a content by its extents: where each block stands in the file and what it is, not where it is stored.
-pub fn content_hash(extents: &[Extent]) -> Hash {
-    if let [only] = extents
-        && only.file_offset == 0
-    {
-        return only.hash;
-    }
+/// Name of a content by its size and extents: where each block stands in the file and what it is, not where it is
+/// stored. The size is part of it, because files may differ in the hole at their end alone.
+pub fn content_hash(size: u64, extents: &[Extent]) -> Hash {
     let mut hasher = blake3::Hasher::new();
+    hasher.update(&size.to_le_bytes());
     for extent in extents {
         hasher.update(&extent.file_offset.to_le_bytes());
         hasher.update(&extent.length.to_le_bytes());

@@ -3,8 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    INDEX_ENTRY_BYTES, INLINE_EXTENTS_MAX, NAME_MAX_BYTES, NODE_HEAD_BYTES, PAGE_HEADER_BYTES, PAGE_MAX_BYTES,
-    TARGET_MAX_BYTES,
+    INDEX_ENTRY_BYTES, INLINE_EXTENTS_MAX, NODE_HEAD_BYTES, PAGE_HEADER_BYTES, PAGE_MAX_BYTES, TARGET_MAX_BYTES,
 };
 use crate::error::{Error, Result};
 use crate::package::block::{EXTENT_BYTES, Extent};
@@ -100,7 +99,7 @@ pub enum ExtentsPlace<'a> {
     Inline(&'a [u8]),
     /// In the extent tree.
     Outside {
-        /// BLAKE3 over all encoded extents: names the content.
+        /// Names the content: BLAKE3 over its size and its extents' positions, lengths and hashes.
         content: Hash,
         /// How many.
         count: u64,
@@ -277,6 +276,9 @@ impl Page {
         let head: &[u8; NODE_HEAD_BYTES] = b.get(at..at + NODE_HEAD_BYTES)?.try_into().ok()?;
         let kind = head[0];
         let flags = head[1];
+        if flags & !(FLAG_XATTRS_INLINE | FLAG_XATTRS_BLOCK | FLAG_EXTENTS_OUTSIDE) != 0 {
+            return None;
+        }
         let mode = u16_at(head, 2)?;
         let mtime_nanos = u32_at(head, 16)?;
         let name_length = usize::from(head[24]);
@@ -291,7 +293,9 @@ impl Page {
             Some(taken)
         };
         let name = take(name_length)?;
-        let name_fits = name_length <= NAME_MAX_BYTES && !name.contains(&b'/') && !name.contains(&0);
+        // The root alone has no name.
+        let is_root = self.first + i as u64 == NodeId::ROOT.0;
+        let name_fits = name.is_empty() == is_root && !name.contains(&b'/') && !name.contains(&0);
         if !name_fits || name == b"." || name == b".." || mode > 0o7777 || mtime_nanos >= 1_000_000_000 {
             return None;
         }

@@ -77,7 +77,7 @@ struct LeafPlace {
 pub fn node_leaf(layout: &TreeLayout, pages: &mut dyn Pages, node: NodeId) -> Walked<Arc<Page>> {
     match leaf(layout, pages, PageTreeKind::Nodes, node.0, 0)? {
         Some((page, _)) if page.holds(node) => Ok(page),
-        _ => Err(Miss::Failed(Error::InvalidInput(format!("there is no node {}", node.0)))),
+        _ => broken(&format!("there is no node {}", node.0)),
     }
 }
 

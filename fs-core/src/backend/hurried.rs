@@ -1,0 +1,39 @@
+//! Small reads for somebody who has something to fall back on, and shall not wait long for it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use crate::error::Result;
+
+/// Gives up each small read after `patience`, and almost at once where the origin refuses to be reached at all.
+#[derive(Debug)]
+pub struct Hurried {
+    inner: Arc<dyn Backend>,
+    patience: Duration,
+}
+
+impl Hurried {
+    /// Wraps `inner`.
+    pub fn new(inner: Arc<dyn Backend>, patience: Duration) -> Self {
+        Self { inner, patience }
+    }
+}
+
+#[async_trait]
+impl Backend for Hurried {
+    fn origin(&self) -> &str {
+        self.inner.origin()
+    }
+
+    async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
+        self.inner.read_range(object, range, options).await
+    }
+
+    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+        self.inner.read_small_within(self.patience, object, limit_bytes, known).await
+    }
+}

@@ -1,0 +1,61 @@
+//! A backend that can be exchanged while it is used: when credentials change, mounts that exist go on with the new
+//! ones.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::RwLock;
+
+use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use crate::error::Result;
+
+/// Passes everything on to the backend that is set at present. Reads under way stay with the one they began with.
+#[derive(Debug)]
+pub struct Swappable {
+    /// Of the first backend: all that follow read the same place, only with other credentials.
+    origin: String,
+    current: RwLock<Arc<dyn Backend>>,
+}
+
+impl Swappable {
+    /// Begins with `first`.
+    pub fn new(first: Arc<dyn Backend>) -> Self {
+        Self { origin: first.origin().to_owned(), current: RwLock::new(first) }
+    }
+
+    /// Uses `next` from now on. It must read the same origin.
+    pub fn set(&self, next: Arc<dyn Backend>) {
+        *self.current.write() = next;
+    }
+
+    fn current(&self) -> Arc<dyn Backend> {
+        self.current.read().clone()
+    }
+}
+
+#[async_trait]
+impl Backend for Swappable {
+    fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
+        self.current().read_range(object, range, options).await
+    }
+
+    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+        self.current().read_small(object, limit_bytes, known).await
+    }
+
+    async fn read_small_within(
+        &self,
+        patience: Duration,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+    ) -> Result<SmallRead> {
+        self.current().read_small_within(patience, object, limit_bytes, known).await
+    }
+}
