@@ -148,8 +148,11 @@ impl Maker<'_> {
 
     fn file(&mut self, path: &Path) {
         // A file equal to another is stored once, and must still be two files.
-        if !self.files.is_empty() && self.rng.random_range(0..8) == 0 {
-            let other = Self::pick(&mut self.rng, &self.files);
+        let equal = !self.files.is_empty() && self.rng.random_range(0..8) == 0;
+        let other = equal.then(|| Self::pick(&mut self.rng, &self.files));
+        // Copying a sparse file would fill its holes: gigabytes.
+        let short = |p: &&Path| p.metadata().is_ok_and(|m| m.len() <= self.limits.file_bytes as u64);
+        if let Some(other) = other.filter(short) {
             fs::copy(other, path).expect("a readable file");
         } else {
             fs::write(path, self.content()).expect("a new name");

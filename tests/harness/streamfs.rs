@@ -124,7 +124,11 @@ impl Streamfs {
     #[track_caller]
     pub fn folder(&self, name: &str) -> PathBuf {
         let path = self.home.path().join(name);
-        fs::create_dir_all(&path).expect("a folder in the own home");
+        match fs::create_dir_all(&path) {
+            // The mount point of an agent that was killed cannot be looked at, but it is there.
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            other => other.expect("a folder in the own home"),
+        }
         if let Some(uid) = self.user {
             std::os::unix::fs::chown(&path, Some(uid), Some(uid)).expect("root may");
         }

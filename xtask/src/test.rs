@@ -60,8 +60,9 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
     if tier > Tier::Quick {
         steps.check("real trees", trees::run);
     }
-    // End-to-end tests run the program that lies beside them.
-    steps.check("build", || succeed(&mut cargo(["build", "--workspace", "--locked", "--quiet"])));
+    // End-to-end tests run the program that lies beside them. With the tests in one go nothing is built twice for
+    // another choice of features, and both cores are busy to the end.
+    steps.check("build", || succeed(&mut cargo(["build", "--workspace", "--all-targets", "--locked", "--quiet"])));
     steps.count("tests", || {
         let mut command = cargo(["test", "--workspace", "--locked", "--no-fail-fast", "--quiet"]);
         command.env("STREAMFS_TEST_TIER", tier_name);

@@ -199,12 +199,24 @@ impl Settings {
         }
         let settings: Settings = toml::from_str(text).map_err(|e| {
             let place = e.span().map_or_else(String::new, |span| line_of(text, span.start));
-            Error::InvalidInput(format!("{place}{}", e.message()))
+            Error::InvalidInput(format!("{place}{}", without_value(e.message())))
         })?;
         for rule in &settings.origins {
             normalized_prefix(&rule.url)?;
         }
         Ok(settings)
+    }
+}
+
+/// `message` without the value that is of the wrong type: `invalid type: string "…", expected …` quotes it.
+fn without_value(message: &str) -> String {
+    let Some((what @ ("invalid type" | "invalid value"), rest)) = message.split_once(": ") else {
+        return message.to_owned();
+    };
+    let kind = rest.split(['"', '`', ',']).next().unwrap_or_default().trim_end();
+    match rest.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("{what}: {kind}, expected {expected}"),
+        None => format!("{what}: {kind}"),
     }
 }
 
@@ -249,6 +261,17 @@ mod tests {
         url = "https://b.example"
         credentials = { token = "t0psecret" }
     "#;
+
+    #[test]
+    fn a_secret_in_the_wrong_place_is_not_repeated() {
+        for line in
+            ["credentials = \"7777\"", "credentials = { token = 7777 }", "credentials = [\"7777\"]", "ca_file = 7777"]
+        {
+            let text = format!("[[origin]]\nurl = \"http://h/c\"\n{line}");
+            let error = Settings::parse(&text).unwrap_err().to_string();
+            assert!(!error.contains("7777") && error.contains("line 3: invalid type: "), "{line}: {error}");
+        }
+    }
 
     #[test]
     fn everything_can_be_said() {

@@ -301,9 +301,11 @@ fn explain(package: &str, supply: &Supply, refusal: Refusal) -> Failure {
         return Failure::Unread(error);
     }
     let reason = match &refusal {
-        Refusal::ParseTrustedMetadata { source, .. } => format!("the trusted root cannot be read ({source})"),
+        Refusal::ParseTrustedMetadata { source, .. } => {
+            format!("the trusted root (N.root.json) cannot be read ({source})")
+        }
         Refusal::VerifyTrustedMetadata { source, .. } => {
-            format!("the trusted root is not signed by its own keys ({source})")
+            format!("the trusted root (N.root.json) is not signed by its own keys ({source})")
         }
         Refusal::ParseMetadata { role, source, .. } => format!("{} is damaged ({source})", file_of(*role)),
         Refusal::VerifyMetadata { role: RoleType::Root, source, .. } => format!(
