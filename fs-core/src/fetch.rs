@@ -57,6 +57,8 @@ pub struct Wanted {
     pub hash: Hash,
     /// Where it belongs on disk: blob and position. `None`: in memory only.
     pub home: Option<(Arc<Blob>, u64)>,
+    /// Whether to keep it in memory although it is on disk. Tree pages are not: whoever asked keeps them parsed.
+    pub remember: bool,
 }
 
 impl Wanted {
@@ -319,7 +321,9 @@ impl Fetcher {
         let hash = claim.wanted.hash;
         let outcome = match outcome {
             Ok(block) => {
-                self.cache.remember(hash, block.clone());
+                if claim.wanted.remember {
+                    self.cache.remember(hash, block.clone());
+                }
                 Ok(block)
             }
             Err(e) => {
@@ -450,13 +454,14 @@ impl Fetcher {
     }
 
     /// Decodes off the runtime's threads: a block costs up to a millisecond. `None` if the runtime is shutting down.
-    async fn check(self: &Arc<Self>, claim: Claim, stored: Bytes) -> Option<(Claim, Result<Bytes>)> {
+    async fn check(self: &Arc<Self>, mut claim: Claim, stored: Bytes) -> Option<(Claim, Result<Bytes>)> {
         let this = self.clone();
         let checked = tokio::task::spawn_blocking(move || {
             let w = &claim.wanted;
             let outcome = block::decode(&stored, w.length as usize, &w.hash, DECODED_MAX_BYTES, &|| w.whence());
             if let (Ok(block), Some((blob, at))) = (&outcome, &w.home) {
-                this.cache.store(blob, *at, &w.hash, block);
+                // What the disk does not keep, memory must, or it would be fetched again and again.
+                claim.wanted.remember |= !this.cache.store(blob, *at, &w.hash, block);
             }
             (claim, outcome)
         });

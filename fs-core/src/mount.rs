@@ -355,7 +355,7 @@ impl Mount {
             )
         })?;
         let Extent { pack_offset, stored, length, hash, .. } = *extent;
-        Ok(Wanted { object: object.clone(), offset: pack_offset, stored, length, hash, home })
+        Ok(Wanted { object: object.clone(), offset: pack_offset, stored, length, hash, home, remember: true })
     }
 
     /// Totals of the version.

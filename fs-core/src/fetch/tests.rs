@@ -88,6 +88,7 @@ impl Bench {
             length: BLOCK as u32,
             hash: Hash::of(self.block(i)),
             home: None,
+            remember: true,
         };
         blocks.map(one).collect()
     }

@@ -92,6 +92,7 @@ impl PageStore {
             length: address.sum.length,
             hash: address.sum.hash,
             home: Some((self.blob.clone(), u64::from(address.number) * PAGE_MAX_BYTES as u64)),
+            remember: false,
         }
     }
 
