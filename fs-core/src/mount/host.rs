@@ -206,18 +206,9 @@ impl Host {
         let package = self.package(location)?;
         let loaded = package.load(&self.trust, trust_root).await?;
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
-        let _opening = package.opening.lock().await;
-        let mount = match (package.mounted(record), &loaded.freshness) {
-            (Some(mount), _) => mount,
-            (None, Freshness::Offline { reason }) => {
-                // What is on this machine is there at once; the rest will hardly come.
-                let patience = package.retry().metadata_deadline;
-                let opened = tokio::time::timeout(patience, open_mount(location, &package, &loaded, record)).await;
-                opened.unwrap_or(Err(Error::Cancelled)).map_err(|e| not_here(e, record, &package, reason))?
-            }
-            (None, Freshness::Fresh | Freshness::Expired { .. }) => {
-                open_mount(location, &package, &loaded, record).await?
-            }
+        let mount = match package.mounted(record) {
+            Some(mount) => mount,
+            None => open_once(location, &package, &loaded, record).await?,
         };
         let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;
         Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
@@ -308,6 +299,26 @@ impl Host {
         // A failure here is the runtime going away; the index is only a hint.
         let _ = tokio::task::spawn_blocking(move || cache.flush()).await;
     }
+}
+
+/// Opens a version, or shares it with somebody who was opening it meanwhile.
+async fn open_once(
+    location: &PackageLocation,
+    package: &Arc<Package>,
+    loaded: &Loaded,
+    record: &VersionRecord,
+) -> Result<Arc<Mount>> {
+    let _opening = package.opening.lock().await;
+    if let Some(mount) = package.mounted(record) {
+        return Ok(mount);
+    }
+    let Freshness::Offline { reason } = &loaded.freshness else {
+        return open_mount(location, package, loaded, record).await;
+    };
+    // What is on this machine is there at once; the rest will hardly come.
+    let patience = package.retry().metadata_deadline;
+    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record)).await;
+    opened.unwrap_or(Err(Error::Cancelled)).map_err(|e| not_here(e, record, package, reason))
 }
 
 /// Opens one version of `package`.
