@@ -54,7 +54,10 @@ struct Shared {
     blobs: Mutex<Blobs>,
     open_files: Arc<OpenFiles>,
     used: AtomicU64,
+    /// Locked before a blob's own state: what is stored is noted, and what is evicted struck out, in one step each.
     batch: Mutex<Batch>,
+    /// Held while the index is written: an eviction must not miss what is being added to what it removes.
+    settling: Mutex<()>,
     degraded: Mutex<Option<(String, Instant)>>,
     in_use: Mutex<Vec<Weak<InUse>>>,
     wake: mpsc::Sender<Wake>,
@@ -109,6 +112,7 @@ impl Disk {
             open_files: Arc::default(),
             used: AtomicU64::new(used),
             batch: Mutex::default(),
+            settling: Mutex::default(),
             degraded: Mutex::default(),
             in_use: Mutex::default(),
             wake: wake.clone(),
@@ -204,6 +208,7 @@ impl Disk {
         let written = blob
             .opened_for_writing()
             .and_then(|writing| platform::write_all_at(&writing.file, block, offset).map(|()| writing.generation));
+        let mut batch = shared.batch.lock();
         let stored = match written {
             Ok(generation) => blob.mark_verified(range, generation),
             Err(e) => {
@@ -217,7 +222,6 @@ impl Disk {
             shared.release(length);
             return false;
         }
-        let mut batch = shared.batch.lock();
         let entry = batch.entries.entry(blob.content()).or_default();
         *entry = (entry.0 + length, now_seconds());
         if *hash != blob.content() {
@@ -363,6 +367,7 @@ impl Shared {
     }
 
     fn flush(&self) {
+        let _settling = self.settling.lock();
         let batch = std::mem::take(&mut *self.batch.lock());
         if batch.entries.is_empty() && batch.blocks.is_empty() {
             return;
@@ -387,6 +392,7 @@ impl Shared {
         if wanted == 0 {
             return;
         }
+        let _settling = self.settling.lock();
         let mut in_use = HashSet::new();
         for set in self.in_use.lock().iter().filter_map(Weak::upgrade) {
             in_use.extend(set.blobs.lock().iter().copied());
@@ -404,6 +410,7 @@ impl Shared {
             }
             let path = self.path(&entry.content);
             let blob = self.blobs.lock().get(&entry.content);
+            let mut batch = self.batch.lock();
             let removed = match blob {
                 Some(blob) => blob.remove(),
                 None => std::fs::remove_file(&path),
@@ -416,8 +423,11 @@ impl Shared {
                     continue;
                 }
             }
-            wanted = wanted.saturating_sub(entry.bytes);
-            self.release(entry.bytes);
+            // With what was stored in it since the index was written last.
+            let unwritten = batch.entries.remove(&entry.content).map_or(0, |(bytes, _)| bytes);
+            drop(batch);
+            wanted = wanted.saturating_sub(entry.bytes + unwritten);
+            self.release(entry.bytes + unwritten);
             gone.push(entry.content);
         }
         if gone.is_empty() {
