@@ -135,25 +135,14 @@ impl fmt::Display for PackageLocation {
 
 const NO_SECRETS: &str = "a user or password does not belong into a URL (others can see command lines); use STREAMFS_HTTP_USER and STREAMFS_HTTP_PASSWORD, STREAMFS_TOKEN, or the configuration file";
 
-/// `location` as messages may show it: a user and password in a URL are left out, for messages end up in logs.
-fn without_secrets(location: &str) -> String {
-    let Some((scheme, rest)) = location.split_once("://") else { return location.to_owned() };
-    let host_end = rest.find('/').unwrap_or(rest.len());
-    match rest[..host_end].rfind('@') {
-        Some(at) => format!("{scheme}://…{}", &rest[at..]),
-        None => location.to_owned(),
-    }
-}
-
 impl FromStr for PackageLocation {
     type Err = Error;
 
     /// Parses `CONTENT/PACKAGE[@VERSION|@CHANNEL]`. A relative folder is made absolute against the current
     /// directory, so that the location means the same to the agent.
     fn from_str(s: &str) -> Result<Self> {
-        let shown = without_secrets(s);
+        let shown = without_password(s);
         let bad = |why: &str| {
-            let shown = without_password(s);
             Error::InvalidInput(format!(
                 "cannot read the package location {shown:?}: {why}; expected CONTENT/PACKAGE[@VERSION|@CHANNEL], for example https://apps.example/content/gimp@2.10 or /srv/content/gimp"
             ))
@@ -191,18 +180,21 @@ impl FromStr for PackageLocation {
     }
 }
 
-/// `text` with `...` for whatever may be a user and password: an error message ends up in logs and reports.
-pub(crate) fn without_password(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+/// `location` as messages may show it: whatever may be a user and password is left out, for messages end up in logs.
+pub(crate) fn without_password(location: &str) -> String {
+    let Some((scheme, rest)) = location.split_once("://") else { return location.to_owned() };
     // A version stands after the last slash; a password that was not escaped may itself have slashes in it.
     match rest.rsplit_once('/').map_or(rest, |(content, _)| content).rsplit_once('@') {
-        Some((secret, _)) => format!("{scheme}://...{}", &rest[secret.len()..]),
-        None => text.to_owned(),
+        Some((secret, _)) => format!("{scheme}://…{}", &rest[secret.len()..]),
+        None => location.to_owned(),
     }
 }
 
 fn parse_http(content: &str, bad: &impl Fn(&str) -> Error) -> Result<Url> {
-    let url = Url::parse(&format!("{content}/")).map_err(|e| bad(&e.to_string()))?;
+    let mut url = Url::parse(&format!("{content}/")).map_err(|e| bad(&e.to_string()))?;
+    // However many slashes were typed before the package, it is the same content root.
+    let path = format!("{}/", url.path().trim_end_matches('/'));
+    url.set_path(&path);
     if !url.username().is_empty() || url.password().is_some() {
         return Err(bad(NO_SECRETS));
     }
@@ -220,16 +212,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_repeat_no_password() {
-        for location in ["http://user:secret@host/content/app", "ftp://user:secret@host/app", "http://a@secret@host"] {
-            let e = location.parse::<PackageLocation>().unwrap_err().to_string();
-            assert!(!e.contains("secret") && e.contains("host"), "{e}");
-        }
-        assert_eq!(without_secrets("/content/app@1"), "/content/app@1");
-        assert_eq!(without_secrets("http://h/app@1"), "http://h/app@1");
-    }
-
-    #[test]
     fn locations_are_read_and_written_back() {
         for (input, shown) in [
             ("/srv/content/gimp", "/srv/content/gimp"),
@@ -237,6 +219,8 @@ mod tests {
             ("file:///srv/a%20b/gimp@stable", "/srv/a b/gimp@stable"),
             ("http://h:8080/x/y/gimp@1.0", "http://h:8080/x/y/gimp@1.0"),
             ("https://h/gimp", "https://h/gimp"),
+            ("https://h://gimp", "https://h/gimp"),
+            ("https://h/x//gimp", "https://h/x/gimp"),
             ("/gimp", "/gimp"),
         ] {
             assert_eq!(input.parse::<PackageLocation>().unwrap().to_string(), shown, "{input}");
@@ -261,12 +245,19 @@ mod tests {
     }
 
     #[test]
-    fn errors_do_not_repeat_passwords() {
-        for input in ["http://user:pw@h/x/gimp", "http://user:pw@gimp", "http://user:a/pw@h/x/gimp", "ftp://pw@h/x"] {
-            let e = input.parse::<PackageLocation>().unwrap_err().to_string();
-            assert!(!e.contains("pw") && e.contains("..."), "{input}: {e}");
+    fn messages_repeat_no_password() {
+        for location in [
+            "http://user:secret@host/content/app",
+            "http://user:secret@host",
+            "http://user:a/secret@host/content/app",
+            "http://a@secret@host/x/app",
+            "ftp://user:secret@host/app",
+        ] {
+            let e = location.parse::<PackageLocation>().unwrap_err().to_string();
+            assert!(!e.contains("secret") && e.contains("…@host"), "{e}");
         }
-        let e = "ftp://h/x@1.0".parse::<PackageLocation>().unwrap_err().to_string();
-        assert!(e.contains("ftp://h/x@1.0"), "{e}");
+        for location in ["/content/app@1", "http://h/app@1", "ftp://h/x@1.0"] {
+            assert_eq!(without_password(location), location);
+        }
     }
 }
