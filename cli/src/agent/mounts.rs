@@ -2,13 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use fs_core::mount::Mount;
-use fuse_linux::{MountOptions, Mounted, Mounter, OpenPolicy};
+use fuse_linux::{MountError, MountOptions, Mounted, Mounter, OpenPolicy};
 use tokio::runtime::Handle;
 
 use crate::commands::mount::OpenAnswer;
+
+/// How long programs that are ending may keep a directory from being unmounted: the kernel closes a process's files
+/// some time after whoever waited for it goes on, and a process just forked still holds its parent's.
+const LEAVING_MAX: Duration = Duration::from_secs(1);
+/// How often it is tried again meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Makes mounts.
 pub(crate) struct Mounting {
@@ -80,10 +87,19 @@ impl Mounting {
 }
 
 impl LiveMount {
-    /// Takes it away from its directory; `lazy` does so while it is in use.
+    /// Takes it away from its directory; `lazy` does so while it is in use. Users that leave within
+    /// [`LEAVING_MAX`] are waited for.
     pub(crate) async fn detach(&self, lazy: bool) -> anyhow::Result<()> {
-        let (mounter, mounted) = (self.mounter.clone(), self.mounted.clone());
-        blocking(move || Ok(mounter.unmount(&mounted, lazy)?)).await
+        let began = Instant::now();
+        loop {
+            let (mounter, mounted) = (self.mounter.clone(), self.mounted.clone());
+            let removed = tokio::task::spawn_blocking(move || mounter.unmount(&mounted, lazy)).await;
+            match removed.context("unmounting broke off")? {
+                // The kernel does not tell when the last user leaves, so it is asked again.
+                Err(MountError::Busy { .. }) if began.elapsed() < LEAVING_MAX => tokio::time::sleep(ASK_AGAIN).await,
+                other => return Ok(other?),
+            }
+        }
     }
 
     /// Waits until its last user is gone.
