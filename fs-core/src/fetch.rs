@@ -67,7 +67,23 @@ impl Wanted {
     }
 }
 
-type Outcome = Option<std::result::Result<Bytes, Arc<Error>>>;
+/// Where a block came from, as whoever waited for it sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// It was in memory.
+    Memory,
+    /// Read from the cache on disk and verified.
+    Disk,
+    /// The launch stream brought it.
+    LaunchStream,
+    /// Somebody else, or work in the background, was fetching it already.
+    UnderWay,
+    /// It was fetched from the origin because it was asked for.
+    Origin,
+}
+
+type Outcome = Option<std::result::Result<(Bytes, Source), Arc<Error>>>;
 
 /// Counters since the fetcher was made.
 #[derive(Debug, Default)]
@@ -134,7 +150,7 @@ struct Asked {
     joined: bool,
 }
 
-async fn arrival(mut outcome: watch::Receiver<Outcome>) -> Result<Bytes> {
+async fn arrival(mut outcome: watch::Receiver<Outcome>) -> Result<(Bytes, Source)> {
     match outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
         Ok(Some(Ok(block))) => Ok(block),
         Ok(Some(Err(e))) => Err(Error::Shared(e)),
@@ -215,6 +231,18 @@ impl Fetcher {
     /// # Errors
     /// The first block's that could not be had, or `TimedOut`.
     pub async fn get(self: &Arc<Self>, wanted: Vec<Wanted>, urgency: Urgency) -> Result<Vec<Bytes>> {
+        Ok(self.get_with_source(wanted, urgency).await?.into_iter().map(|(block, _)| block).collect())
+    }
+
+    /// As [`Self::get`], and tells where each came from.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn get_with_source(
+        self: &Arc<Self>,
+        wanted: Vec<Wanted>,
+        urgency: Urgency,
+    ) -> Result<Vec<(Bytes, Source)>> {
         let _demand = DemandGuard::new(self, urgency);
         let asked = self.request(&wanted, urgency);
         let mut blocks = Vec::with_capacity(asked.len());
@@ -227,13 +255,16 @@ impl Fetcher {
                         brought = arrival(outcome).await;
                     }
                 }
-                let block = brought?;
+                let (block, mut source) = brought?;
+                if joined && source == Source::Origin {
+                    source = Source::UnderWay;
+                }
                 if block.len() != wanted.length as usize {
                     let reason =
                         format!("its place tells {} bytes, the block of that hash has {}", wanted.length, block.len());
                     return Err(Error::damaged(wanted.whence(), reason));
                 }
-                blocks.push(block);
+                blocks.push((block, source));
             }
             Ok(())
         };
@@ -273,7 +304,7 @@ impl Fetcher {
             }
             let (tell, outcome) = watch::channel(None);
             if let Some(block) = self.cache.in_memory(&wanted.hash) {
-                tell.send_replace(Some(Ok(block)));
+                tell.send_replace(Some(Ok((block, Source::Memory))));
             } else {
                 in_flight.insert(wanted.hash, InFlight { outcome: outcome.clone(), promoted: promoted.clone() });
                 claims.push(Claim { wanted: wanted.clone(), tell, promoted: promoted.clone() });
@@ -308,7 +339,7 @@ impl Fetcher {
             match home.as_ref().and_then(|(blob, at)| self.cache.on_disk(blob, *at, *length, hash)) {
                 Some(block) => {
                     self.counters.blocks_from_disk.fetch_add(1, Ordering::Relaxed);
-                    self.deliver(claim, Ok(block));
+                    self.deliver(claim, Ok((block, Source::Disk)));
                 }
                 None => missing.push(claim),
             }
@@ -317,14 +348,14 @@ impl Fetcher {
     }
 
     /// Hands a block out. It is in memory before it stops being under way, so that nobody fetches it again.
-    fn deliver(&self, claim: Claim, outcome: Result<Bytes>) {
+    fn deliver(&self, claim: Claim, outcome: Result<(Bytes, Source)>) {
         let hash = claim.wanted.hash;
         let outcome = match outcome {
-            Ok(block) => {
+            Ok((block, source)) => {
                 if claim.wanted.remember {
                     self.cache.remember(hash, block.clone());
                 }
-                Ok(block)
+                Ok((block, source))
             }
             Err(e) => {
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
@@ -450,7 +481,7 @@ impl Fetcher {
         if outcome.is_ok() {
             self.counters.blocks.fetch_add(1, Ordering::Relaxed);
         }
-        self.deliver(claim, outcome);
+        self.deliver(claim, outcome.map(|block| (block, Source::Origin)));
     }
 
     /// Decodes off the runtime's threads: a block costs up to a millisecond. `None` if the runtime is shutting down.

@@ -10,7 +10,9 @@
 
 pub mod host;
 
+pub mod launch;
 mod load;
+pub mod observe;
 mod pages;
 mod read_ahead;
 mod reading;
@@ -19,6 +21,7 @@ mod verify;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -26,6 +29,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use self::observe::{Observed, Observer, Observers, Operation, Waits};
 use self::pages::{Held, PageStore};
 use self::read_ahead::Sequence;
 use self::reading::FileFacts;
@@ -150,6 +154,8 @@ pub struct Mount {
     in_use: Arc<InUse>,
     files: Mutex<LruCache<NodeId, Arc<FileFacts>>>,
     sequences: Mutex<LruCache<NodeId, Sequence>>,
+    observers: Observers,
+    launch: launch::LaunchState,
     reads: AtomicU64,
     reads_local: AtomicU64,
     bytes_read: AtomicU64,
@@ -182,6 +188,8 @@ impl Mount {
             in_use,
             files: Mutex::new(LruCache::new(FILES_MAX)),
             sequences: Mutex::new(LruCache::new(SEQUENCES_MAX)),
+            observers: Observers::default(),
+            launch: launch::LaunchState::default(),
             reads: AtomicU64::new(0),
             reads_local: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
@@ -199,36 +207,97 @@ impl Mount {
         self: &Arc<Self>,
         question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need> + Send + 'static,
     ) -> Answer<T> {
+        self.answer_and_tell(question, |_, _, _, _| {})
+    }
+
+    /// As [`Self::answer`]; `told` learns how it went: when it was asked, what came out, what it waited for.
+    fn answer_and_tell<T: Send + 'static>(
+        self: &Arc<Self>,
+        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need> + Send + 'static,
+        told: impl FnOnce(&Mount, Instant, &Result<T>, Waits) + Send + 'static,
+    ) -> Answer<T> {
+        let asked = Instant::now();
         let mut held = Held::default();
         let need = match question(self, &mut held) {
-            Ok(answer) => return Answer::Ready(Ok(answer)),
-            Err(Need::Failed(e)) => return Answer::Ready(Err(e)),
-            Err(need) => need,
+            Err(need @ (Need::Page(_) | Need::Blocks(_))) => need,
+            answered => {
+                let result = answered.map_err(|need| match need {
+                    Need::Failed(e) => e,
+                    Need::Page(_) | Need::Blocks(_) => unreachable!("these were taken above"),
+                });
+                told(self, asked, &result, Waits::default());
+                return Answer::Ready(result);
+            }
         };
         let this = self.clone();
         Answer::Later(Box::pin(async move {
-            let mut next = Some(need);
-            loop {
-                match next.take() {
-                    Some(Need::Failed(e)) => return Err(e),
-                    Some(Need::Page(wanted)) => {
-                        let hash = wanted.hash;
-                        let page = this.fetcher.get(vec![wanted], Urgency::Demand).await?;
-                        held.keep_page(hash, page.into_iter().next().unwrap_or_default())?;
+            let mut waits = Waits::default();
+            let result = this.bring_until_answered(need, held, &mut waits, question).await;
+            told(&this, asked, &result, waits);
+            result
+        }))
+    }
+
+    async fn bring_until_answered<T>(
+        self: &Arc<Self>,
+        mut need: Need,
+        mut held: Held,
+        waits: &mut Waits,
+        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need>,
+    ) -> Result<T> {
+        loop {
+            let began = Instant::now();
+            match need {
+                Need::Failed(e) => return Err(e),
+                Need::Page(wanted) => {
+                    let hash = wanted.hash;
+                    let page = self.fetcher.get_with_source(vec![wanted], Urgency::Demand).await?;
+                    waits.pages += began.elapsed();
+                    for (page, source) in page {
+                        waits.came_from(source);
+                        held.keep_page(hash, page)?;
                     }
-                    Some(Need::Blocks(wanted)) => {
-                        let hashes: Vec<_> = wanted.iter().map(|w| w.hash).collect();
-                        let blocks = this.fetcher.get(wanted, Urgency::Demand).await?;
-                        held.blocks.extend(hashes.into_iter().zip(blocks));
-                    }
-                    None => {}
                 }
-                match question(&this, &mut held) {
-                    Ok(answer) => return Ok(answer),
-                    Err(need) => next = Some(need),
+                Need::Blocks(wanted) => {
+                    let hashes: Vec<_> = wanted.iter().map(|w| w.hash).collect();
+                    let blocks = self.fetcher.get_with_source(wanted, Urgency::Demand).await?;
+                    waits.blocks += began.elapsed();
+                    for (hash, (block, source)) in hashes.into_iter().zip(blocks) {
+                        waits.came_from(source);
+                        held.blocks.insert(hash, block);
+                    }
                 }
             }
-        }))
+            need = match question(self, &mut held) {
+                Ok(answer) => return Ok(answer),
+                Err(need) => need,
+            };
+        }
+    }
+
+    /// As [`Self::answer`], watched by whoever watches this mount. `operation` tells what was asked, once it is
+    /// answered.
+    fn answer_watched<T: Send + 'static>(
+        self: &Arc<Self>,
+        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need> + Send + 'static,
+        operation: impl FnOnce(Option<&T>) -> Operation + Send + 'static,
+    ) -> Answer<T> {
+        self.answer_and_tell(question, move |this, at, result, waits| {
+            if this.observers.any() {
+                let (operation, succeeded) = (operation(result.as_ref().ok()), result.is_ok());
+                this.observers.tell(&Observed { at, operation, waits, succeeded });
+            }
+        })
+    }
+
+    /// Lets `observer` see every question from now on.
+    pub fn watch(&self, observer: Arc<dyn Observer>) {
+        self.observers.add(observer);
+    }
+
+    /// Ends [`Self::watch`].
+    pub fn unwatch(&self, observer: &Arc<dyn Observer>) {
+        self.observers.remove(observer);
     }
 
     /// Runs a walk over this mount's pages.
@@ -245,12 +314,18 @@ impl Mount {
 
     /// Looks `name` up in the directory `parent`; `None` if it is not there.
     pub fn lookup(self: &Arc<Self>, parent: NodeId, name: &[u8]) -> Answer<Option<Node>> {
-        let name = name.to_vec();
-        self.answer(move |this, held| {
+        let name = Bytes::copy_from_slice(name);
+        let told = name.clone();
+        let question = move |this: &Mount, held: &mut Held| {
             this.walk(held, |layout, pages| {
                 let found = walk::find(layout, pages, parent, &name)?;
                 found.map(|id| resolved_node(layout, pages, id)).transpose()
             })
+        };
+        self.answer_watched(question, move |found| Operation::Lookup {
+            parent,
+            name: told,
+            found: found.and_then(|found| found.as_ref().map(|node| node.id)),
         })
     }
 
@@ -262,7 +337,7 @@ impl Mount {
     /// Lists up to `max` entries of `dir` from `cursor` (0: the beginning), without `.` and `..`. An empty list is
     /// the end. The order is the version's own and the same at every call.
     pub fn read_dir(self: &Arc<Self>, dir: NodeId, cursor: u64, max: usize) -> Answer<Vec<DirEntry>> {
-        self.answer(move |this, held| {
+        let question = move |this: &Mount, held: &mut Held| {
             this.walk(held, |layout, pages| {
                 let (first, children, _) = walk::directory(layout, pages, dir)?;
                 let end = children.min(cursor.saturating_add(max as u64));
@@ -285,6 +360,10 @@ impl Mount {
                 }
                 Ok(entries)
             })
+        };
+        self.answer_watched(question, move |entries: Option<&Vec<DirEntry>>| {
+            let entries = entries.into_iter().flatten();
+            Operation::List { dir, entries: entries.map(|e| (e.name.clone(), e.node.id)).collect() }
         })
     }
 
@@ -295,7 +374,7 @@ impl Mount {
 
     /// Target of a symbolic link.
     pub fn read_link(self: &Arc<Self>, id: NodeId) -> Answer<Bytes> {
-        self.answer(move |this, held| {
+        let question = move |this: &Mount, held: &mut Held| {
             this.walk(held, |layout, pages| {
                 let (id, page) = walk::resolved(layout, pages, id)?;
                 match walk::record(&page, id)?.body {
@@ -303,12 +382,13 @@ impl Mount {
                     _ => Err(Miss::Failed(Error::InvalidInput(format!("node {} is not a symbolic link", id.0)))),
                 }
             })
-        })
+        };
+        self.answer_watched(question, move |_| Operation::ReadLink { node: id })
     }
 
     /// Published extended attributes as (name, value), sorted by name.
     pub fn xattrs(self: &Arc<Self>, id: NodeId) -> Answer<Vec<(Bytes, Bytes)>> {
-        self.answer(move |this, held| {
+        let question = move |this: &Mount, held: &mut Held| {
             let place = this.walk(held, |layout, pages| {
                 let (id, page) = walk::resolved(layout, pages, id)?;
                 Ok(match walk::record(&page, id)?.xattrs {
@@ -332,7 +412,8 @@ impl Mount {
             decode_xattrs(&encoded).ok_or_else(|| {
                 Need::Failed(Error::damaged("the tree", format!("the attributes of node {} are unreadable", id.0)))
             })
-        })
+        };
+        self.answer_watched(question, move |_| Operation::Xattrs { node: id })
     }
 
     /// The block of a node's long attributes: a content of its own.

@@ -12,7 +12,9 @@
 
 pub mod block;
 pub mod descriptor;
+pub mod launch;
 pub mod pack;
+pub mod profile;
 pub mod publish;
 pub mod tree;
 
@@ -29,6 +31,11 @@ pub const FORMAT_VERSION: u64 = 1;
 pub const TREE_DIR: &str = "trees";
 /// Folder of packs in a package's folder.
 pub const PACK_DIR: &str = "packs";
+
+/// Folder of launch objects in a package's folder.
+pub const LAUNCH_DIR: &str = "launch";
+/// Folder of the profiles that launch objects were made from, in a package's folder.
+pub const PROFILE_DIR: &str = "profiles";
 
 /// Index of a node in a version's tree, from 1 (the root directory).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 
+use super::observe::Operation;
 use super::pages::Held;
 use super::{Answer, Mount, Need};
 use crate::cache::Blob;
@@ -45,7 +46,12 @@ impl FileFacts {
 impl Mount {
     /// Reads up to `length` bytes of the file `id` from `offset`: exactly as many as there are before its end.
     pub fn read(self: &Arc<Self>, id: NodeId, offset: u64, length: usize) -> Answer<Bytes> {
-        let answer = self.answer(move |this, held| this.read_now(held, id, offset, length));
+        let question = move |this: &Mount, held: &mut Held| this.read_now(held, id, offset, length);
+        let answer = self.answer_watched(question, move |bytes: Option<&Bytes>| Operation::Read {
+            node: id,
+            offset,
+            length: bytes.map_or(length as u64, |bytes| bytes.len() as u64),
+        });
         self.reads.fetch_add(1, Ordering::Relaxed);
         if let Answer::Ready(Ok(bytes)) = &answer {
             self.reads_local.fetch_add(1, Ordering::Relaxed);

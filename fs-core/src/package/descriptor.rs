@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::tree::PAGE_MAX_BYTES;
-use super::{FORMAT_VERSION, Hash, PACK_DIR, TREE_DIR};
+use super::{FORMAT_VERSION, Hash, LAUNCH_DIR, PACK_DIR, PROFILE_DIR, TREE_DIR};
 use crate::backend::ObjectPath;
 use crate::error::{Error, Result};
 use crate::location::{PackageName, PackageVersion};
@@ -30,8 +30,41 @@ pub struct Descriptor {
     pub tree: TreeRef,
     /// Packs that extents refer to by index.
     pub packs: Vec<PackRef>,
+    /// What starting its applications touches, the most likely one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub launch: Vec<LaunchRef>,
     /// Sums over the tree.
     pub totals: TreeTotals,
+}
+
+/// One launch set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchRef {
+    /// Which application it starts: 1 to 64 ASCII letters, digits, `.`, `_` and `-`, each name once.
+    pub name: String,
+    /// BLAKE3 of the whole object, which is also its name.
+    pub object: Hash,
+    /// Its length.
+    pub bytes: u64,
+    /// The index at its beginning.
+    pub index: PageSum,
+    /// Bytes that its body decodes to.
+    pub body: u64,
+    /// The profile that it was made from, compressed.
+    pub profile: ProfileRef,
+}
+
+/// A stored profile: one zstd frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileRef {
+    /// BLAKE3 of the stored object, which is also its name.
+    pub object: Hash,
+    /// Its length as stored.
+    pub bytes: u64,
+    /// Its length uncompressed.
+    pub length: u64,
 }
 
 /// Where the tree object is and how its pages hang together.
@@ -122,6 +155,20 @@ impl PackRef {
     /// Path of the object.
     pub fn path(&self) -> ObjectPath {
         object_path(PACK_DIR, &self.object)
+    }
+}
+
+impl LaunchRef {
+    /// Path of the object.
+    pub fn path(&self) -> ObjectPath {
+        object_path(LAUNCH_DIR, &self.object)
+    }
+}
+
+impl ProfileRef {
+    /// Path of the object.
+    pub fn path(&self) -> ObjectPath {
+        object_path(PROFILE_DIR, &self.object)
     }
 }
 

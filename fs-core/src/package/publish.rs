@@ -292,6 +292,7 @@ fn write_tree(
         package: request.package.clone(),
         version: request.version.clone(),
         packs: packs.pack_refs(),
+        launch: Vec::new(),
         totals,
         tree: tree_ref,
     };
