@@ -16,6 +16,7 @@ pub mod observe;
 mod pages;
 mod read_ahead;
 mod reading;
+pub mod record;
 mod verify;
 
 use std::num::NonZeroUsize;
