@@ -30,6 +30,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use self::launch::LaunchChoice;
 use self::observe::{Observed, Observer, Observers, Operation, Waits};
 use self::pages::{Held, PageStore};
 use self::read_ahead::Sequence;
@@ -173,8 +174,14 @@ enum Need {
 }
 
 impl Mount {
-    /// A mount of the version that `descriptor` tells of. Fetches its root page, so that what is mounted can be used.
-    pub async fn open(descriptor: Descriptor, identity: Identity, fetcher: Arc<Fetcher>) -> Result<Arc<Self>> {
+    /// A mount of the version that `descriptor` tells of. Fetches its root page, so that what is
+    /// mounted can be used; begins with the launch set of `launch`, which brings that page first.
+    pub async fn open(
+        descriptor: Descriptor,
+        identity: Identity,
+        fetcher: Arc<Fetcher>,
+        launch: &LaunchChoice,
+    ) -> Result<Arc<Self>> {
         let layout = TreeLayout::new(&descriptor.tree)?;
         let in_use = fetcher.cache().new_in_use();
         let pages = PageStore::new(&descriptor.tree, &layout, fetcher.cache());
@@ -196,6 +203,7 @@ impl Mount {
             bytes_read: AtomicU64::new(0),
         });
         mount.fetcher.cache().touch(mount.pages.blob(), &mount.in_use);
+        mount.start_launch(launch)?;
         let root = mount.node(NodeId::ROOT).wait().await?;
         if root.kind != NodeKind::Directory {
             return Err(Error::damaged("the tree", "its root is not a directory"));

@@ -10,6 +10,7 @@ use fs_core::config::OriginTable;
 use fs_core::location::{DEFAULT_CHANNEL, PackageLocation, Selector};
 use fs_core::mount::Mount;
 use fs_core::mount::host::Host;
+use fs_core::mount::launch::LaunchChoice;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -217,7 +218,7 @@ impl Table {
         wish: MountWish,
     ) -> anyhow::Result<(Arc<Entry>, TrustReport)> {
         self.refuse_taken(dir)?;
-        let pinned = self.host.pin(&wish.location, wish.trust_root.as_deref()).await?;
+        let pinned = self.host.pin_to_launch(&wish.location, wish.trust_root.as_deref(), &LaunchChoice::First).await?;
         let trust = TrustReport::from(&pinned);
         let news = News::from(&trust);
         let (table, dir) = (self.clone(), dir.to_owned());
@@ -338,7 +339,7 @@ impl Table {
             None if before.follows().is_none() => return Ok((entry, Remounted::Fixed, TrustReport::default())),
             None => before.location.clone(),
         };
-        let pinned = self.host.pin(&location, entry.wish.trust_root.as_deref()).await?;
+        let pinned = self.host.pin_to_launch(&location, entry.wish.trust_root.as_deref(), &LaunchChoice::First).await?;
         let trust = TrustReport::from(&pinned);
         let news = News::from(&trust);
         let table = self.clone();

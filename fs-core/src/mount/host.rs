@@ -19,6 +19,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::launch::LaunchChoice;
 use super::{Identity, Mount};
 use crate::backend::swappable::Swappable;
 use crate::backend::{self, Backend, Validator};
@@ -203,12 +204,28 @@ impl Host {
     /// # Errors
     /// As [`Self::mount`].
     pub async fn pin(self: &Arc<Self>, location: &PackageLocation, trust_root: Option<&Path>) -> Result<Pinned> {
+        self.pin_to_launch(location, trust_root, &LaunchChoice::Off).await
+    }
+
+    /// As [`Self::pin`], for somebody who is about to start an application from it: begins to bring that launch set.
+    ///
+    /// # Errors
+    /// As [`Self::mount`]; also `InvalidInput` if the version has no launch set of that name.
+    pub async fn pin_to_launch(
+        self: &Arc<Self>,
+        location: &PackageLocation,
+        trust_root: Option<&Path>,
+        launch: &LaunchChoice,
+    ) -> Result<Pinned> {
         let package = self.package(location)?;
         let loaded = package.load(&self.trust, trust_root).await?;
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
         let mount = match package.mounted(record) {
-            Some(mount) => mount,
-            None => open_once(location, &package, &loaded, record).await?,
+            Some(mount) => {
+                mount.start_launch(launch)?;
+                mount
+            }
+            None => open_once(location, &package, &loaded, record, launch).await?,
         };
         let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;
         Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
@@ -307,17 +324,18 @@ async fn open_once(
     package: &Arc<Package>,
     loaded: &Loaded,
     record: &VersionRecord,
+    launch: &LaunchChoice,
 ) -> Result<Arc<Mount>> {
     let _opening = package.opening.lock().await;
     if let Some(mount) = package.mounted(record) {
         return Ok(mount);
     }
     let Freshness::Offline { reason } = &loaded.freshness else {
-        return open_mount(location, package, loaded, record).await;
+        return open_mount(location, package, loaded, record, launch).await;
     };
     // What is on this machine is there at once; the rest will hardly come.
     let patience = package.retry().metadata_deadline;
-    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record)).await;
+    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record, launch)).await;
     opened.unwrap_or(Err(Error::Cancelled)).map_err(|e| not_here(e, record, package, reason))
 }
 
@@ -327,6 +345,7 @@ async fn open_mount(
     package: &Package,
     loaded: &Loaded,
     record: &VersionRecord,
+    launch: &LaunchChoice,
 ) -> Result<Arc<Mount>> {
     let bytes = loaded.descriptor(record).await?;
     let whence = format!("the descriptor of version {} of {}", record.version, package.key);
@@ -344,7 +363,7 @@ async fn open_mount(
         descriptor: hex::encode(record.descriptor_sha256),
         origin: location.origin.to_string(),
     };
-    let mount = Mount::open(descriptor, identity, package.fetcher.clone()).await?;
+    let mount = Mount::open(descriptor, identity, package.fetcher.clone(), launch).await?;
     package.mounts.lock().insert(identity_key(record), Arc::downgrade(&mount));
     Ok(mount)
 }

@@ -12,6 +12,10 @@
 //! The descriptor names the index's hash. Pages carry their hash in the index; blocks are verified against the tree,
 //! whose pages come before the blocks that they describe.
 
+mod body;
+
+pub use body::{BodyDecoder, BodyEncoder, LAUNCH_LEVEL};
+
 use super::bytes_at::{array, u32_at, u64_at};
 use super::tree::PAGE_MAX_BYTES;
 use super::{Hash, NodeId, block::BLOCK_MAX_BYTES};
