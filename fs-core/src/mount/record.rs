@@ -1,6 +1,7 @@
 //! Recording what is asked of a mount: first uses for a profile, and everything with its times for a report.
 //!
-//! A [`Recorder`] watches one mount that nobody else uses ([`Mount::apart`]). It knows nodes by the names that were
+//! A [`Recorder`] watches one mount that nobody else uses
+//! ([`Host::pin_apart`](super::host::Host::pin_apart)). It knows nodes by the names that were
 //! looked up or listed; the kernel looks every part of a path up on a mount that it sees for the first time, so no
 //! name is missing. What it remembers is bounded; what did not fit is counted.
 //!
@@ -13,7 +14,6 @@ pub mod timeline;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -22,7 +22,6 @@ use parking_lot::Mutex;
 use self::timeline::Timeline;
 use super::Mount;
 use super::observe::{Observed, Observer, Operation};
-use crate::error::Result;
 use crate::package::NodeId;
 use crate::package::profile::{Profile, ProfileEvent, ProfileHeader, Use};
 
@@ -153,12 +152,6 @@ impl Covered {
             self.parts.insert(from, until);
         }
         new
-    }
-
-    /// Bytes of `start..end` that were added.
-    pub(super) fn within(&self, start: u64, end: u64) -> u64 {
-        let first = self.parts.range(..=start).next_back().map_or(start, |(s, _)| *s);
-        self.parts.range(first..end).map(|(s, e)| (*e).min(end).saturating_sub((*s).max(start))).sum()
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -308,16 +301,5 @@ impl State {
             }
         };
         Some(ProfileEvent { at_micros: used.at_micros, path, use_ })
-    }
-}
-
-impl Mount {
-    /// The same version once more, with what is here shared but asked apart from others: whoever watches it sees only
-    /// its own users.
-    ///
-    /// # Errors
-    /// As [`Mount::open`].
-    pub async fn apart(self: &Arc<Self>) -> Result<Arc<Mount>> {
-        Mount::open(self.descriptor.clone(), self.identity.clone(), self.fetcher.clone()).await
     }
 }
