@@ -16,6 +16,7 @@ pub mod observe;
 mod pages;
 mod read_ahead;
 mod reading;
+pub mod record;
 mod verify;
 
 use std::num::NonZeroUsize;
@@ -181,6 +182,17 @@ impl Mount {
         fetcher: Arc<Fetcher>,
         launch: &LaunchChoice,
     ) -> Result<Arc<Self>> {
+        Self::open_prepared(descriptor, identity, fetcher, launch, |_| {}).await
+    }
+
+    /// As [`Self::open`]; `prepare` sees the mount before anything was asked of it or fetched for it.
+    pub(crate) async fn open_prepared(
+        descriptor: Descriptor,
+        identity: Identity,
+        fetcher: Arc<Fetcher>,
+        launch: &LaunchChoice,
+        prepare: impl FnOnce(&Arc<Self>),
+    ) -> Result<Arc<Self>> {
         let layout = TreeLayout::new(&descriptor.tree)?;
         let in_use = fetcher.cache().new_in_use();
         let pages = PageStore::new(&descriptor.tree, &layout, fetcher.cache());
@@ -202,6 +214,7 @@ impl Mount {
             bytes_read: AtomicU64::new(0),
         });
         mount.fetcher.cache().touch(mount.pages.blob(), &mount.in_use);
+        prepare(&mount);
         mount.start_launch(launch)?;
         let root = mount.node(NodeId::ROOT).wait().await?;
         if root.kind != NodeKind::Directory {

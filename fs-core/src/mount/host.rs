@@ -231,6 +231,27 @@ impl Host {
         Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
     }
 
+    /// As [`Self::pin_to_launch`], but the version is shared with nobody, so that whoever watches it sees one user's
+    /// questions only. What is on this machine is shared all the same. `prepare` sees the mount before anything is
+    /// asked of it.
+    ///
+    /// # Errors
+    /// As [`Self::pin_to_launch`].
+    pub async fn pin_apart(
+        self: &Arc<Self>,
+        location: &PackageLocation,
+        trust_root: Option<&Path>,
+        launch: &LaunchChoice,
+        prepare: impl FnOnce(&Arc<Mount>),
+    ) -> Result<Pinned> {
+        let package = self.package(location)?;
+        let loaded = package.load(&self.trust, trust_root).await?;
+        let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
+        let mount = open_soon(location, &package, &loaded, record, launch, prepare).await?;
+        let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;
+        Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
+    }
+
     /// What a mount of `location` made now would pin. Costs one conditional request if nothing changed.
     ///
     /// # Errors
@@ -330,12 +351,26 @@ async fn open_once(
     if let Some(mount) = package.mounted(record) {
         return Ok(mount);
     }
+    let mount = open_soon(location, package, loaded, record, launch, |_| {}).await?;
+    package.mounts.lock().insert(identity_key(record), Arc::downgrade(&mount));
+    Ok(mount)
+}
+
+/// Opens a version; soon or not at all if its origin is away.
+async fn open_soon(
+    location: &PackageLocation,
+    package: &Arc<Package>,
+    loaded: &Loaded,
+    record: &VersionRecord,
+    launch: &LaunchChoice,
+    prepare: impl FnOnce(&Arc<Mount>),
+) -> Result<Arc<Mount>> {
     let Freshness::Offline { reason } = &loaded.freshness else {
-        return open_mount(location, package, loaded, record, launch).await;
+        return open_mount(location, package, loaded, record, launch, prepare).await;
     };
     // What is on this machine is there at once; the rest will hardly come.
     let patience = package.retry().metadata_deadline;
-    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record, launch)).await;
+    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record, launch, prepare)).await;
     opened.unwrap_or(Err(Error::Cancelled)).map_err(|e| not_here(e, record, package, reason))
 }
 
@@ -346,6 +381,7 @@ async fn open_mount(
     loaded: &Loaded,
     record: &VersionRecord,
     launch: &LaunchChoice,
+    prepare: impl FnOnce(&Arc<Mount>),
 ) -> Result<Arc<Mount>> {
     let bytes = loaded.descriptor(record).await?;
     let whence = format!("the descriptor of version {} of {}", record.version, package.key);
@@ -363,9 +399,7 @@ async fn open_mount(
         descriptor: hex::encode(record.descriptor_sha256),
         origin: location.origin.to_string(),
     };
-    let mount = Mount::open(descriptor, identity, package.fetcher.clone(), launch).await?;
-    package.mounts.lock().insert(identity_key(record), Arc::downgrade(&mount));
-    Ok(mount)
+    Mount::open_prepared(descriptor, identity, package.fetcher.clone(), launch, prepare).await
 }
 
 /// Why a version could not be mounted without its origin. What says that something is wrong with the version itself
