@@ -162,10 +162,9 @@ impl Origin {
         let facts_file = self.prepared.join(format!("{name}.json"));
         // Whoever changes how they are made changes this number.
         let stamp = format!("prepared 1\n{}", app.stamp);
-        if let Some(facts) = fs::read(&facts_file).ok().and_then(|text| serde_json::from_slice::<Facts>(&text).ok()) {
-            if facts.stamp == stamp {
-                return Ok(facts);
-            }
+        let known = fs::read(&facts_file).ok().and_then(|text| serde_json::from_slice::<Facts>(&text).ok());
+        if let Some(facts) = known.filter(|facts| facts.stamp == stamp) {
+            return Ok(facts);
         }
         println!("packing {name}");
         let archive = self.prepared.join(archive_name(name));

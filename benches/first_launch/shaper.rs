@@ -6,13 +6,13 @@
 //! packets, loss and slow start; [`Stalls`] stand in for losses.
 //!
 //! It runs in a process of its own (`first-launch shaper …`) and tells on standard output which ports it listens on.
-//! Commands on standard input: `calibrate MICROSECONDS` takes what the relay itself costs off the delay; `carried`
-//! answers with the bytes carried down and up. It ends with its standard input.
+//! Commands on standard input: `calibrate MICROSECONDS MICROSECONDS` takes what the relay itself costs off the delay
+//! of an exchange, and off that of a connection; `carried` answers with the bytes carried down and up. It ends with its standard input.
 
 use std::collections::VecDeque;
 use std::io::{BufRead as _, Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -186,7 +186,9 @@ fn sleep_until(due: Instant) {
 struct Network {
     round_trip: Duration,
     /// What the relay itself costs a round trip.
-    own_cost_us: AtomicI64,
+    own_cost_us: AtomicU64,
+    /// What it costs a connection.
+    own_connection_cost_us: AtomicU64,
     down: Bottleneck,
     up: Bottleneck,
     stalls: Option<Stalls>,
@@ -195,8 +197,16 @@ struct Network {
 
 impl Network {
     fn one_way(&self) -> Duration {
-        let own = Duration::from_micros(self.own_cost_us.load(Ordering::Relaxed).max(0) as u64);
-        self.round_trip.saturating_sub(own) / 2
+        self.without(&self.own_cost_us) / 2
+    }
+
+    /// The delay of a connection that the relay adds.
+    fn connection(&self) -> Duration {
+        self.without(&self.own_connection_cost_us)
+    }
+
+    fn without(&self, own: &AtomicU64) -> Duration {
+        self.round_trip.saturating_sub(Duration::from_micros(own.load(Ordering::Relaxed)))
     }
 
     fn line_bytes(&self) -> usize {
@@ -255,7 +265,7 @@ fn write_side(line: &DelayLine, to: &TcpStream) {
 
 fn serve(network: &Arc<Network>, client: TcpStream, target: SocketAddr) -> Result<()> {
     let accepted = Instant::now();
-    let established = accepted + network.one_way() * 2;
+    let established = accepted + network.connection();
     client.set_nodelay(true)?;
     let client = Arc::new(client);
     let up = Arc::new(DelayLine::new(network.line_bytes()));
@@ -309,7 +319,8 @@ pub(crate) fn run(arguments: &ShaperArguments) -> Result<()> {
     });
     let network = Arc::new(Network {
         round_trip,
-        own_cost_us: AtomicI64::new(0),
+        own_cost_us: AtomicU64::new(0),
+        own_connection_cost_us: AtomicU64::new(0),
         down: Bottleneck::new(bytes_per_second, round_trip),
         up: Bottleneck::new(bytes_per_second, round_trip),
         stalls,
@@ -337,8 +348,11 @@ pub(crate) fn run(arguments: &ShaperArguments) -> Result<()> {
     for line in std::io::stdin().lock().lines() {
         let line = line.context("reading a command")?;
         match line.split_once(' ') {
-            Some(("calibrate", us)) => {
-                network.own_cost_us.store(us.parse().context("calibrate takes microseconds")?, Ordering::Relaxed);
+            Some(("calibrate", costs)) => {
+                let (exchange, connection) = costs.split_once(' ').context("calibrate takes two numbers")?;
+                for (cost, place) in [(exchange, &network.own_cost_us), (connection, &network.own_connection_cost_us)] {
+                    place.store(cost.parse().context("calibrate takes microseconds")?, Ordering::Relaxed);
+                }
             }
             None if line == "carried" => {
                 let carried = [&network.down, &network.up].map(|b| b.carried.load(Ordering::Relaxed));
