@@ -196,12 +196,8 @@ async fn record(
         let mut child = Child::start(arguments.launch.command()?, mount.dir())?;
         let over = child.wait(arguments.longest, &context.interrupt).await;
         let seconds = child.age().as_secs_f64();
-        let request = Request::Recording {
-            dir: dir.as_path().into(),
-            name,
-            profile: Some(file.as_path().into()),
-            trace: None,
-        };
+        let request =
+            Request::Recording { dir: dir.as_path().into(), name, profile: Some(file.as_path().into()), trace: None };
         // Before the program is ended: how it ends is no part of its launch.
         let totals = mount.agent().request::<RecordedTotals>(&request, |_, _, _| {}).await;
         if !matches!(over, Ok(Over::Ended(_))) {

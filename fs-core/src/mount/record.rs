@@ -296,9 +296,7 @@ impl State {
             What::Of(Subject::Listing(node)) => (names.path(*node)?, Use::List),
             What::Of(Subject::Link(node)) => (names.path(*node)?, Use::ReadLink),
             What::Of(Subject::Xattrs(node)) => (names.path(*node)?, Use::Xattrs),
-            What::Read { node, offset, length } => {
-                (names.path(*node)?, Use::Read { offset: *offset, length: *length })
-            }
+            What::Read { node, offset, length } => (names.path(*node)?, Use::Read { offset: *offset, length: *length }),
         };
         Some(ProfileEvent { at_micros: used.at_micros, path, use_ })
     }
