@@ -9,11 +9,17 @@ mod listing;
 #[cfg(test)]
 pub(crate) mod memory_tree;
 mod opens;
+mod pushing;
+#[cfg(test)]
+mod pushing_tests;
+mod requests;
 #[cfg(test)]
 mod tests;
 mod xattrs;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -24,7 +30,7 @@ use fs_core::mount::{Answer, Node};
 use fs_core::package::{NodeId, NodeKind};
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData, ReplyDirectory,
+    LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr,
     Request,
 };
@@ -37,6 +43,9 @@ use failures::Failures;
 use listing::{ListReply, Listing, Outcome};
 pub use opens::OpenPolicy;
 use opens::{Opening, Opens};
+use pushing::Pushing;
+use requests::RequestKind;
+pub(crate) use requests::Requests;
 use xattrs::{OwnAttribute, name_list, reply_value};
 
 /// How long the kernel may keep what it was told: a pinned version never changes. 136 years; the kernel converts it
@@ -71,7 +80,56 @@ pub(crate) struct Shared<T: Tree> {
     tree: Arc<T>,
     owner: Owner,
     failures: Failures,
-    opens: Opens,
+    opens: Opens<ReplyOpen>,
+    pushing: Pushing,
+    requests: Requests,
+}
+
+/// What crossed the boundary between the kernel and this process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct BoundaryStatistics {
+    /// Requests of the kernel, by kind.
+    pub requests: BTreeMap<&'static str, u64>,
+    /// Bytes of launch sets that were put into the page cache before they were asked for.
+    pub pushed_bytes: u64,
+    /// In how many messages.
+    pub pushes: u64,
+}
+
+/// A mount as its mounter sees it, whatever tree it shows.
+pub(crate) trait Boundary: Send + Sync + std::fmt::Debug {
+    /// Gives it the way to tell the kernel something unasked.
+    fn send_by(&self, notifier: Notifier);
+    /// Whether a launch set is being pushed.
+    fn is_launching(&self) -> bool;
+    /// Ends that; false if it had ended before.
+    fn launch_is_over(&self) -> bool;
+    fn statistics(&self) -> BoundaryStatistics;
+}
+
+impl<T: Tree> std::fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("requests", &self.requests).finish_non_exhaustive()
+    }
+}
+
+impl<T: Tree> Boundary for Shared<T> {
+    fn send_by(&self, notifier: Notifier) {
+        self.pushing.send_by(notifier);
+    }
+
+    fn is_launching(&self) -> bool {
+        self.pushing.is_active()
+    }
+
+    fn launch_is_over(&self) -> bool {
+        self.pushing.end()
+    }
+
+    fn statistics(&self) -> BoundaryStatistics {
+        let (pushed_bytes, pushes) = self.pushing.totals();
+        BoundaryStatistics { requests: self.requests.totals().into_iter().collect(), pushed_bytes, pushes }
+    }
 }
 
 /// One mounted version.
@@ -86,10 +144,17 @@ pub(crate) struct Adapter<T: Tree> {
 
 impl<T: Tree> Adapter<T> {
     /// Serves `tree` as `owner`'s files; what must be fetched is awaited on `runtime`.
-    pub(crate) fn new(tree: Arc<T>, owner: Owner, policy: OpenPolicy, runtime: Handle) -> Self {
+    pub(crate) fn new(tree: Arc<T>, owner: Owner, policy: OpenPolicy, push: bool, runtime: Handle) -> Self {
         let opens = Opens::new(policy == OpenPolicy::Passthrough);
-        let shared = Arc::new(Shared { tree, owner, failures: Failures::default(), opens });
+        let pushing = Pushing::new(push && tree.has_launch_set());
+        let (failures, requests) = (Failures::default(), Requests::default());
+        let shared = Arc::new(Shared { tree, owner, failures, opens, pushing, requests });
         Adapter { shared, runtime, policy, zero_message_open: false, zero_message_opendir: false }
+    }
+
+    /// What others may see and do of this mount while it is served.
+    pub(crate) fn boundary(&self) -> Arc<dyn Boundary> {
+        self.shared.clone()
     }
 
     /// Hands the result to `reply`: now if it is here, from a task if it must be fetched.
@@ -140,6 +205,10 @@ impl<T: Tree> Adapter<T> {
     }
 }
 
+fn opened(reply: ReplyOpen) {
+    reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+}
+
 fn some<A: Send + 'static>(answer: Answer<A>) -> Answer<Option<A>> {
     match answer {
         Answer::Ready(result) => Answer::Ready(result.map(Some)),
@@ -160,8 +229,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
             // overlay.
             let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
             if !offered || config.set_max_stack_depth(1).is_err() {
-                let shared = Arc::get_mut(&mut self.shared);
-                shared.expect("no request has been answered before INIT").opens = Opens::new(false);
+                self.shared.opens.refuse_passthrough();
             }
         }
         // Both only bound the kernel's own defaults; a kernel that wants less keeps less.
@@ -171,6 +239,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.shared.requests.count(RequestKind::Lookup);
         let parent = NodeId(parent.0);
         match name.as_bytes() {
             b"." => self.lookup_dot(parent, false, reply),
@@ -182,6 +251,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.shared.requests.count(RequestKind::Getattr);
         self.answer(self.shared.tree.node(NodeId(ino.0)), move |shared, result| match result {
             Ok(node) => reply.attr(&FOR_EVER, &file_attr(&node, shared.owner)),
             Err(error) => reply.error(shared.failures.answer("getattr", ino.0, &error)),
@@ -189,6 +259,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.shared.requests.count(RequestKind::Readlink);
         self.answer(self.shared.tree.read_link(NodeId(ino.0)), move |shared, result| match result {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(shared.failures.answer("readlink", ino.0, &error)),
@@ -196,21 +267,36 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if self.zero_message_open && !self.shared.opens.enabled() {
+        self.shared.requests.count(RequestKind::Open);
+        let Shared { opens, pushing, tree, .. } = &*self.shared;
+        if self.zero_message_open && !opens.passthrough() && !pushing.is_active() && opens.is_quiet() {
             return reply.error(Errno::ENOSYS);
         }
         let id = NodeId(ino.0);
-        let opening =
-            self.shared.opens.open(id, || self.shared.tree.complete_file(id), |file| reply.open_backing(file));
-        match opening {
-            Opening::Cached => {
-                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+        let mut due = Vec::new();
+        let wants_push = || {
+            due = pushing.due(tree, id);
+            !due.is_empty()
+        };
+        let register = |reply: &ReplyOpen, file: &File| reply.open_backing(file);
+        match opens.open(id, reply, || tree.complete_file(id), register, wants_push) {
+            Opening::Cached(reply) => opened(reply),
+            Opening::PushFirst(reply) => {
+                pushing.push(tree, id, &due);
+                let waited = opens.pushed(id);
+                [reply].into_iter().chain(waited).for_each(opened);
             }
+            Opening::Kept => {}
             // The kernel refuses KEEP_CACHE here: passthrough has no cache of this mount's.
-            Opening::Passthrough(backing) => {
+            Opening::Passthrough(reply, backing) => {
                 reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &backing);
             }
         }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
+        self.shared.requests.count(RequestKind::Forget);
+        self.shared.pushing.forgotten(NodeId(ino.0));
     }
 
     fn read(
@@ -224,6 +310,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        self.shared.requests.count(RequestKind::Read);
         self.answer(self.shared.tree.read(NodeId(ino.0), offset, size as usize), move |shared, result| match result {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(shared.failures.answer("read", ino.0, &error)),
@@ -231,6 +318,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.shared.requests.count(RequestKind::Flush);
         // Nothing is ever written; the kernel does not ask again.
         reply.error(Errno::ENOSYS);
     }
@@ -245,6 +333,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        self.shared.requests.count(RequestKind::Release);
         self.shared.opens.release(NodeId(ino.0));
         reply.ok();
     }
@@ -254,6 +343,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.shared.requests.count(RequestKind::Opendir);
         if self.zero_message_opendir {
             return reply.error(Errno::ENOSYS);
         }
@@ -261,10 +351,12 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.shared.requests.count(RequestKind::Readdir);
         self.list(ino, offset, reply);
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.shared.requests.count(RequestKind::Readdirplus);
         self.list(ino, offset, reply);
     }
 
@@ -273,12 +365,14 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.shared.requests.count(RequestKind::Statfs);
         let totals = self.shared.tree.totals();
         let blocks = totals.bytes.div_ceil(STATFS_BLOCK_BYTES.into());
         reply.statfs(blocks, 0, 0, totals.nodes, 0, STATFS_BLOCK_BYTES, NAME_MAX_BYTES, STATFS_BLOCK_BYTES);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.shared.requests.count(RequestKind::Getxattr);
         let id = NodeId(ino.0);
         match OwnAttribute::of(name.as_bytes()) {
             None => {
@@ -303,6 +397,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.shared.requests.count(RequestKind::Listxattr);
         self.answer(self.shared.tree.xattrs(NodeId(ino.0)), move |shared, result| match result {
             Ok(all) => reply_value(reply, &name_list(&all), size),
             Err(error) => reply.error(shared.failures.answer("listxattr", ino.0, &error)),
@@ -311,6 +406,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
 
     /// Only reached on mounts without `default_permissions`: with it the kernel decides by itself.
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        self.shared.requests.count(RequestKind::Access);
         if mask.contains(AccessFlags::W_OK) {
             return reply.error(Errno::EROFS);
         }
@@ -323,6 +419,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.shared.requests.count(RequestKind::Lseek);
         let data = match whence {
             libc::SEEK_DATA => true,
             libc::SEEK_HOLE => false,

@@ -44,8 +44,19 @@ impl Mount {
         self.launch.pieces.read().get(&node).cloned().unwrap_or_default()
     }
 
+    /// Adds to what is known of the launch from elsewhere than the version itself, such as a recording made on this
+    /// machine.
+    pub fn learn_launch_pieces(&self, learned: impl IntoIterator<Item = (NodeId, Range<u64>)>) {
+        let mut pieces = self.launch.pieces.write();
+        for (node, piece) in learned {
+            let of_file = pieces.entry(node).or_default();
+            let at = of_file.partition_point(|known| known.start < piece.start);
+            of_file.insert(at, piece);
+        }
+    }
+
     /// Whether a launch set is known: then what is read ahead of the application is known better than by guessing.
     pub fn has_launch_set(&self) -> bool {
-        !self.descriptor.launch.is_empty()
+        !self.descriptor.launch.is_empty() || !self.launch.pieces.read().is_empty()
     }
 }
