@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use benches::host;
 use fs_core::mount::observe::{Observed, Observer, Operation};
 use fs_core::package::NodeId;
-use fuse_linux::{MountOptions, Mounter, OpenPolicy};
+use fuse_linux::{Declining, MountOptions, Mounter, OpenPolicy};
 use parking_lot::Mutex;
 
 use crate::arguments::pair;
@@ -46,6 +46,8 @@ pub(crate) fn serve(mut arguments: impl Iterator<Item = String>) -> Result<()> {
             ("read-ahead", kb) => options.read_ahead_kb = Some(kb.parse()?),
             ("launch-read-ahead", kb) => options.launch_read_ahead_kb = Some(kb.parse()?),
             ("threads", n) => options.threads = n.parse()?,
+            ("declining", "nothing") => options.declining = Declining::Nothing,
+            ("declining", "ahead") => options.declining = Declining::EverythingAhead,
             ("launch-set", "no") => pushed_ahead = false,
             ("record", "yes") => record = true,
             _ => bail!("unknown setting {setting}"),

@@ -13,14 +13,23 @@ use benches::publish_to;
 use crate::arguments::Options;
 use crate::serve::SUBCOMMAND;
 
-/// Launches of one side, seconds.
+/// One launch.
+#[derive(Clone, Copy)]
+struct Took {
+    seconds: f64,
+    /// Of the processor, by the application and by the server. What else the machine does hardly changes it.
+    processor: f64,
+}
+
+/// The stages of one mount.
+const STAGES: [&str; 3] = ["warm", "hot", "settled"];
+
+/// Launches of one side, by stage.
 #[derive(Default)]
 pub(crate) struct Side {
     name: String,
-    warm: Vec<f64>,
-    hot: Vec<f64>,
-    settled: Vec<f64>,
-    /// Requests of the last warm, hot and settled launch, by kind, where that is known.
+    launches: [Vec<Took>; 3],
+    /// Requests of the last launch of each stage, by kind, where that is known.
     requests: [String; 3],
 }
 
@@ -69,7 +78,7 @@ impl<'a> Bench<'a> {
     }
 
     /// One launch in `dir`.
-    fn launch(&self, dir: &Path) -> Result<f64> {
+    fn launch(&self, dir: &Path) -> Result<Took> {
         let fill = |text: &str| text.replace("{}", &dir.to_string_lossy());
         let program = dir.join(&self.options.command[0]);
         let mut command = Command::new(program);
@@ -80,11 +89,12 @@ impl<'a> Bench<'a> {
         if let Some(uid) = self.options.user {
             command.uid(uid);
         }
+        let before = processor_time_of_children();
         let started = Instant::now();
         let output = command.output().context("launching")?;
-        let took = started.elapsed();
+        let seconds = started.elapsed().as_secs_f64();
         ensure!(output.status.success(), "the launch failed: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(took.as_secs_f64())
+        Ok(Took { seconds, processor: processor_time_of_children() - before })
     }
 
     /// All launches, by turns.
@@ -95,23 +105,24 @@ impl<'a> Bench<'a> {
             eprintln!("run {} of {}", run + 1, self.options.runs);
             let (local, mounts) = sides.split_first_mut().expect("the local side was put there");
             drop_caches()?;
-            let dir = self.local();
-            local.warm.push(self.launch(&dir)?);
-            local.hot.push(self.launch(&dir)?);
-            local.settled.push(self.launch(&dir)?);
+            for stage in &mut local.launches {
+                stage.push(self.launch(&self.local())?);
+            }
             for (side, variant) in mounts.iter_mut().zip(&self.options.variants) {
                 drop_caches()?;
                 let mut server = Server::start(self, &variant.settings)?;
-                let dir = self.mounted();
-                side.warm.push(self.launch(&dir)?);
-                side.requests[0] = server.requests()?;
-                side.hot.push(self.launch(&dir)?);
-                side.requests[1] = server.requests()?;
-                server.ask("over")?;
-                // The first open tells the kernel; it is not to be measured.
-                let _ = std::fs::File::open(dir.join(&self.options.command[0]));
-                side.settled.push(self.launch(&dir)?);
-                side.requests[2] = server.requests()?;
+                for (stage, launches) in side.launches.iter_mut().enumerate() {
+                    if stage == 2 {
+                        server.ask("over")?;
+                        // The first open tells the kernel; it is not to be measured.
+                        let _ = std::fs::File::open(self.mounted().join(&self.options.command[0]));
+                    }
+                    let before = server.processor_time()?;
+                    let mut took = self.launch(&self.mounted())?;
+                    took.processor += server.processor_time()? - before;
+                    launches.push(took);
+                    side.requests[stage] = server.requests()?;
+                }
                 server.end()?;
             }
         }
@@ -166,6 +177,16 @@ impl Server {
         Ok(text.join(", "))
     }
 
+    /// Seconds of the processor that its threads have had.
+    fn processor_time(&self) -> Result<f64> {
+        let mut nanoseconds = 0;
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.process.id()))? {
+            let text = std::fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+            nanoseconds += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or_default();
+        }
+        Ok(nanoseconds as f64 / 1e9)
+    }
+
     fn end(mut self) -> Result<()> {
         drop(self.process.stdin.take());
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -187,8 +208,20 @@ fn drop_caches() -> Result<()> {
     std::fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")
 }
 
-fn median(times: &[f64]) -> f64 {
-    let mut sorted = times.to_vec();
+/// Seconds of the processor that processes which have ended and were waited for have had.
+fn processor_time_of_children() -> f64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel writes one `rusage` to the place that has room for it; all zeros is one as well.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    seconds(usage.ru_utime) + seconds(usage.ru_stime)
+}
+
+fn median(times: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = times.collect();
     sorted.sort_by(f64::total_cmp);
     sorted[sorted.len() / 2]
 }
@@ -196,31 +229,32 @@ fn median(times: &[f64]) -> f64 {
 /// A table, and JSON if it was asked for.
 pub(crate) fn report(sides: &[Side], options: &Options) -> Result<()> {
     let who = if options.user.is_some() { "an ordinary user" } else { "root" };
-    println!("Mounted by {who}; medians of {} runs, seconds (ratio to local).\n", options.runs);
-    println!("| side | warm | hot | settled |");
+    println!("Mounted by {who}; {} runs. Seconds (ratio to local): median, least, processor.\n", options.runs);
+    println!("| side | {} |", STAGES.join(" | "));
     println!("|---|---|---|---|");
-    let local = &sides[0];
     let mut rows = Vec::new();
     for side in sides {
-        let cell = |mine: &[f64], base: &[f64]| {
-            let (mine, base) = (median(mine), median(base));
-            format!("{mine:.3} ({:.3})", mine / base)
-        };
-        println!(
-            "| {} | {} | {} | {} |",
-            side.name,
-            cell(&side.warm, &local.warm),
-            cell(&side.hot, &local.hot),
-            cell(&side.settled, &local.settled)
-        );
+        print!("| {} ", side.name);
+        for (mine, local) in side.launches.iter().zip(&sides[0].launches) {
+            type Figure = fn(&[Took]) -> f64;
+            let figures: [Figure; 3] = [
+                |all| median(all.iter().map(|took| took.seconds)),
+                |all| all.iter().map(|took| took.seconds).fold(f64::INFINITY, f64::min),
+                |all| median(all.iter().map(|took| took.processor)),
+            ];
+            let texts = figures.map(|figure| format!("{:.3} ({:.3})", figure(mine), figure(mine) / figure(local)));
+            print!("| {} ", texts.join(", "));
+        }
+        println!("|");
+        let times = |all: &Vec<Took>| all.iter().map(|took| [took.seconds, took.processor]).collect::<Vec<_>>();
         rows.push(serde_json::json!({
-            "side": side.name, "warm": side.warm, "hot": side.hot, "settled": side.settled, "requests": side.requests,
+            "side": side.name, "launches": side.launches.each_ref().map(times), "requests": side.requests,
         }));
     }
     for side in &sides[1..] {
         println!("\n{}:", side.name);
-        for (when, requests) in ["warm", "hot", "settled"].iter().zip(&side.requests) {
-            println!("- {when}: {requests}");
+        for (stage, requests) in STAGES.iter().zip(&side.requests) {
+            println!("- {stage}: {requests}");
         }
     }
     if let Some(path) = &options.json {

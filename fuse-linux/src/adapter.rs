@@ -4,6 +4,7 @@
 //! answered by itself, also by another process that serves the same version.
 
 mod attributes;
+mod declining;
 mod failures;
 mod listing;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +41,8 @@ use tokio::runtime::Handle;
 use crate::tree::Tree;
 pub(crate) use attributes::Owner;
 use attributes::{file_attr, negative_entry};
+pub use declining::Declining;
+use declining::{Declined, is_ahead, is_mixed};
 use failures::Failures;
 use listing::{ListReply, Listing, Outcome};
 pub use opens::OpenPolicy;
@@ -82,6 +86,8 @@ pub(crate) struct Shared<T: Tree> {
     failures: Failures,
     opens: Opens<ReplyOpen>,
     pushing: Pushing,
+    declining: Declining,
+    declined: Declined,
     requests: Requests,
 }
 
@@ -123,6 +129,7 @@ impl<T: Tree> Boundary for Shared<T> {
     }
 
     fn launch_is_over(&self) -> bool {
+        self.declined.clear();
         self.pushing.end()
     }
 
@@ -144,11 +151,19 @@ pub(crate) struct Adapter<T: Tree> {
 
 impl<T: Tree> Adapter<T> {
     /// Serves `tree` as `owner`'s files; what must be fetched is awaited on `runtime`.
-    pub(crate) fn new(tree: Arc<T>, owner: Owner, policy: OpenPolicy, push: bool, runtime: Handle) -> Self {
+    pub(crate) fn new(
+        tree: Arc<T>,
+        owner: Owner,
+        policy: OpenPolicy,
+        push: bool,
+        declining: Declining,
+        runtime: Handle,
+    ) -> Self {
         let opens = Opens::new(policy == OpenPolicy::Passthrough);
         let pushing = Pushing::new(push && tree.has_launch_set());
         let (failures, requests) = (Failures::default(), Requests::default());
-        let shared = Arc::new(Shared { tree, owner, failures, opens, pushing, requests });
+        let declined = Declined::default();
+        let shared = Arc::new(Shared { tree, owner, failures, opens, pushing, declining, declined, requests });
         Adapter { shared, runtime, policy, zero_message_open: false, zero_message_opendir: false }
     }
 
@@ -183,6 +198,22 @@ impl<T: Tree> Adapter<T> {
             Ok(None) => reply.entry(&FOR_EVER, &negative_entry(shared.owner), Generation(0)),
             Err(error) => reply.error(shared.failures.answer(operation, of.0, &error)),
         });
+    }
+
+    /// Whether a READ is refused because the launch would wait in it for bytes that it does not need.
+    fn is_beside_launch_set(&self, id: NodeId, range: &Range<u64>) -> bool {
+        self.shared.declining == Declining::BesideLaunchSet
+            && self.shared.pushing.is_active()
+            && is_mixed(range, &self.shared.tree.launch_pieces(id))
+            && self.decline(id, range)
+    }
+
+    fn decline(&self, id: NodeId, range: &Range<u64>) -> bool {
+        let declines = !self.shared.declined.is_repeated(id, range);
+        if declines {
+            self.shared.requests.count(RequestKind::DeclinedRead);
+        }
+        declines
     }
 
     /// Look-ups of `.` and `..`: how the kernel finds a node again that it knows by number only.
@@ -306,12 +337,23 @@ impl<T: Tree> Filesystem for Adapter<T> {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
         self.shared.requests.count(RequestKind::Read);
-        self.answer(self.shared.tree.read(NodeId(ino.0), offset, size as usize), move |shared, result| match result {
+        let id = NodeId(ino.0);
+        let range = offset..offset.saturating_add(size.into());
+        let refusable = is_ahead(&range) && flags.0 & libc::O_DIRECT == 0;
+        if refusable && self.shared.declining == Declining::EverythingAhead && self.decline(id, &range) {
+            return reply.error(Errno::EAGAIN);
+        }
+        let answer = self.shared.tree.read(id, offset, size as usize);
+        if refusable && matches!(answer, Answer::Later(_)) && self.is_beside_launch_set(id, &range) {
+            // What it would wait for is not asked for: a future does nothing before it is polled.
+            return reply.error(Errno::EAGAIN);
+        }
+        self.answer(answer, move |shared, result| match result {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(shared.failures.answer("read", ino.0, &error)),
         });

@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::adapter::{Adapter, Boundary, BoundaryStatistics, OpenPolicy, Owner};
+use crate::adapter::{Adapter, Boundary, BoundaryStatistics, Declining, OpenPolicy, Owner};
 use crate::mounting::executor::{Done, Executor, Request, resolve};
 use crate::mounting::{MountError, MountSpec, Result, table};
 use crate::supervisor::{SOCKET_VARIABLE, ask};
@@ -47,6 +47,8 @@ pub struct MountOptions {
     /// Whether parts of files that the version's launch set names are handed to the kernel when the file is opened,
     /// before anybody reads them. Without a launch set this changes nothing.
     pub push_launch_set: bool,
+    /// Which reads of more than a page are refused, after which the kernel asks for single pages.
+    pub declining: Declining,
     /// How opening a file is answered.
     pub open_policy: OpenPolicy,
     /// Whether a directory with something in it, or another file system's mount point, may be covered.
@@ -64,6 +66,7 @@ impl Default for MountOptions {
             read_ahead_kb: Some(1024),
             launch_read_ahead_kb: Some(16),
             push_launch_set: true,
+            declining: Declining::BesideLaunchSet,
             open_policy: OpenPolicy::permitted(),
             nonempty: false,
         }
@@ -160,8 +163,9 @@ impl<T: Tree> std::fmt::Debug for Version<T> {
 impl<T: Tree> Serve for Version<T> {
     fn start(&self, device: OwnedFd) -> io::Result<(Ended, Arc<dyn Boundary>)> {
         let owner = Owner { uid: self.options.uid, gid: self.options.gid };
-        let MountOptions { open_policy, push_launch_set, .. } = self.options;
-        let adapter = Adapter::new(self.tree.clone(), owner, open_policy, push_launch_set, self.runtime.clone());
+        let MountOptions { open_policy, push_launch_set, declining, .. } = self.options;
+        let adapter =
+            Adapter::new(self.tree.clone(), owner, open_policy, push_launch_set, declining, self.runtime.clone());
         let boundary = adapter.boundary();
         let mut config = fuser::Config::default();
         config.n_threads = Some(self.options.threads.max(1));

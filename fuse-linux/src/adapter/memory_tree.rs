@@ -193,6 +193,9 @@ impl Tree for MemoryTree {
 
     fn peek(self: &Arc<Self>, id: NodeId, range: Range<u64>) -> Option<Bytes> {
         self.peeks.fetch_add(1, Ordering::Relaxed);
+        if self.later.load(Ordering::Relaxed) {
+            return None;
+        }
         let content = &self.entry(id).ok()?.content;
         Some(content.slice(range.start as usize..(range.end as usize).min(content.len())))
     }

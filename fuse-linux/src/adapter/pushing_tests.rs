@@ -2,14 +2,16 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fs_core::package::NodeId;
 
-use super::OpenPolicy;
 use super::memory_tree::MemoryTree;
 use super::tests::{Shown, check_everything, sample};
+use super::{Declining, OpenPolicy};
+use crate::MountOptions;
 
 /// A content in which no two pages are alike.
 fn content(length: usize) -> Vec<u8> {
@@ -116,7 +118,7 @@ fn the_kernel_reads_ahead_little_while_it_is_pushed_to() {
         let device = mounts.iter().find(|m| m.mount_id == shown.mounted.mount_id()).unwrap().device;
         fs::read_to_string(format!("/sys/class/bdi/{}:{}/read_ahead_kb", device.0, device.1)).unwrap()
     };
-    let options = crate::MountOptions::default();
+    let options = MountOptions::default();
     assert_eq!(read_ahead().trim(), options.launch_read_ahead_kb.unwrap().to_string());
     shown.mounted.launch_is_over();
     assert_eq!(read_ahead().trim(), options.read_ahead_kb.unwrap().to_string());
@@ -131,7 +133,6 @@ fn a_mount_can_go_while_it_is_pushed_to() {
             let id = tree.file(NodeId::ROOT, format!("{i}"), content(20_000 + i));
             tree.pieces.insert(id, vec![0..4096, 8192..65_536]);
         }
-        tree.later.store(round % 2 == 0, Ordering::Relaxed);
         let shown = Shown::new(tree, OpenPolicy::ZeroMessage);
         std::thread::scope(|scope| {
             for reader in 0..3 {
@@ -181,4 +182,97 @@ fn whoever_opens_a_file_that_is_being_pushed_waits_for_that() {
     });
     assert_eq!(shown.tree.reads.load(Ordering::Relaxed), 0);
     assert_eq!(shown.mounted.statistics().pushed_bytes, 64 << 20);
+}
+
+/// Whatever is refused, and however it is read, the bytes are right and no error is seen.
+#[test]
+fn refused_read_ahead_is_never_seen() {
+    let bytes = content(3_000_001);
+    for declining in [Declining::BesideLaunchSet, Declining::EverythingAhead] {
+        let mut tree = MemoryTree::new("1.0");
+        for name in ["read", "random", "mapped", "direct", "sent", "many"] {
+            let id = tree.file(NodeId::ROOT, name, bytes.clone());
+            tree.pieces.insert(id, (0..200).map(|i| i * 16_384 + 4096..i * 16_384 + 12_288).collect());
+        }
+        tree.later.store(true, Ordering::Relaxed);
+        let options = MountOptions {
+            open_policy: OpenPolicy::ZeroMessage,
+            declining,
+            launch_read_ahead_kb: Some(128),
+            ..MountOptions::default()
+        };
+        let shown = Shown::with(tree, &options);
+        let declined = || requests(&shown, "read_declined");
+
+        assert!(fs::read(shown.path.join("read")).unwrap() == bytes);
+        assert!(declined() > 0, "{declining:?}");
+
+        let file = File::open(shown.path.join("random")).unwrap();
+        for i in 0..300_usize {
+            let at = i * 7919 * 13 % (bytes.len() - 20_000);
+            let mut part = vec![0; 1 + i * 60];
+            file.read_exact_at(&mut part, at as u64).unwrap();
+            assert!(part[..] == bytes[at..at + part.len()]);
+        }
+
+        let file = File::open(shown.path.join("mapped")).unwrap();
+        // SAFETY: a new mapping of a file that has these bytes, read only while it is mapped.
+        unsafe {
+            let (null, fd) = (std::ptr::null_mut(), file.as_raw_fd());
+            let at = libc::mmap(null, bytes.len(), libc::PROT_READ, libc::MAP_PRIVATE, fd, 0);
+            assert_ne!(at, libc::MAP_FAILED);
+            let mapped = std::slice::from_raw_parts(at.cast::<u8>(), bytes.len());
+            for i in 0..700 {
+                let at = i * 7919 * 31 % bytes.len();
+                assert_eq!(mapped[at], bytes[at]);
+            }
+            assert!(*mapped == bytes[..]);
+            libc::munmap(at, bytes.len());
+        }
+
+        let before = declined();
+        let file = File::options().read(true).custom_flags(libc::O_DIRECT).open(shown.path.join("direct")).unwrap();
+        let layout = std::alloc::Layout::from_size_align(1 << 20, 4096).unwrap();
+        // SAFETY: freshly allocated with that layout, zeroed, and freed with the same.
+        unsafe {
+            let room = std::alloc::alloc_zeroed(layout);
+            let part = std::slice::from_raw_parts_mut(room, 1 << 20);
+            file.read_exact_at(part, 1 << 20).unwrap();
+            assert!(*part == bytes[1 << 20..2 << 20]);
+            std::alloc::dealloc(room, layout);
+        }
+        assert_eq!(declined(), before, "direct reads have nobody who asks again");
+
+        let (file, target) = (File::open(shown.path.join("sent")).unwrap(), tempfile::tempfile().unwrap());
+        let mut offset = 0;
+        while (offset as usize) < bytes.len() {
+            // SAFETY: both descriptors are open, and `offset` is written while the call lasts.
+            let sent = unsafe { libc::sendfile(target.as_raw_fd(), file.as_raw_fd(), &raw mut offset, 1 << 30) };
+            assert!(sent > 0, "{}", std::io::Error::last_os_error());
+        }
+        let mut copied = vec![0; bytes.len()];
+        target.read_exact_at(&mut copied, 0).unwrap();
+        assert!(copied == bytes);
+
+        std::thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| assert!(fs::read(shown.path.join("many")).unwrap() == bytes));
+            }
+        });
+    }
+}
+
+/// A fault on a page that is to be read brings that page, whatever lies around it.
+#[test]
+fn a_recording_sees_the_pages_that_are_used() {
+    let mut tree = MemoryTree::new("1.0");
+    tree.file(NodeId::ROOT, "file", content(1 << 20));
+    let options = MountOptions { declining: Declining::EverythingAhead, ..MountOptions::default() };
+    let shown = Shown::with(tree, &options);
+    let file = File::open(shown.path.join("file")).unwrap();
+    let mut byte = [0];
+    for page in [3, 77, 150, 78] {
+        file.read_exact_at(&mut byte, page * 4096).unwrap();
+    }
+    assert_eq!(shown.tree.reads.load(Ordering::Relaxed), 4);
 }

@@ -11,6 +11,8 @@ pub(crate) enum RequestKind {
     Readlink,
     Open,
     Read,
+    /// Of those, refused read-ahead.
+    DeclinedRead,
     Release,
     Flush,
     Opendir,
@@ -24,13 +26,14 @@ pub(crate) enum RequestKind {
 }
 
 /// In the order of [`RequestKind`].
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 17] = [
     "lookup",
     "forget",
     "getattr",
     "readlink",
     "open",
     "read",
+    "read_declined",
     "release",
     "flush",
     "opendir",

@@ -30,12 +30,15 @@ pub(super) struct Shown {
 
 impl Shown {
     pub(super) fn new(tree: MemoryTree, open_policy: OpenPolicy) -> Self {
+        Shown::with(tree, &MountOptions { open_policy, ..MountOptions::default() })
+    }
+
+    pub(super) fn with(tree: MemoryTree, options: &MountOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = Runtime::new().unwrap();
         let mounter = Mounter::standalone();
         let tree = Arc::new(tree);
-        let options = MountOptions { open_policy, ..MountOptions::default() };
-        let mounted = mounter.mount_tree(tree.clone(), dir.path(), &options, runtime.handle().clone()).unwrap();
+        let mounted = mounter.mount_tree(tree.clone(), dir.path(), options, runtime.handle().clone()).unwrap();
         Shown { path: mounted.dir().to_owned(), _dir: dir, tree, mounter, mounted, runtime, unmounted: false }
     }
 }
