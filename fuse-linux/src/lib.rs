@@ -23,6 +23,6 @@ pub mod mounting;
 pub mod supervisor;
 mod tree;
 
-pub use adapter::OpenPolicy;
+pub use adapter::{BoundaryStatistics, Declining, OpenPolicy};
 pub use mounter::{MountOptions, Mounted, Mounter};
 pub use mounting::{MountError, Result};

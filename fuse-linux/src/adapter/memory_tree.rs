@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +22,10 @@ pub(crate) struct MemoryTree {
     pub(crate) fail_reads: AtomicBool,
     pub(crate) reads: AtomicU64,
     pub(crate) lookups: AtomicU64,
+    /// What starting the application reads.
+    pub(crate) pieces: BTreeMap<NodeId, Vec<Range<u64>>>,
+    /// Looked ahead: what was asked for.
+    pub(crate) peeks: AtomicU64,
 }
 
 struct Entry {
@@ -46,6 +51,8 @@ impl MemoryTree {
             fail_reads: AtomicBool::new(false),
             reads: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
+            pieces: BTreeMap::new(),
+            peeks: AtomicU64::new(0),
         };
         tree.push(NodeId::ROOT, NodeKind::Directory, Bytes::new(), 0o755);
         tree
@@ -182,6 +189,23 @@ impl Tree for MemoryTree {
 
     fn complete_file(self: &Arc<Self>, id: NodeId) -> Option<File> {
         self.entry(id).ok()?.complete.as_ref().and_then(|path| File::open(path).ok())
+    }
+
+    fn peek(self: &Arc<Self>, id: NodeId, range: Range<u64>) -> Option<Bytes> {
+        self.peeks.fetch_add(1, Ordering::Relaxed);
+        if self.later.load(Ordering::Relaxed) {
+            return None;
+        }
+        let content = &self.entry(id).ok()?.content;
+        Some(content.slice(range.start as usize..(range.end as usize).min(content.len())))
+    }
+
+    fn launch_pieces(&self, id: NodeId) -> Vec<Range<u64>> {
+        self.pieces.get(&id).cloned().unwrap_or_default()
+    }
+
+    fn has_launch_set(&self) -> bool {
+        !self.pieces.is_empty()
     }
 
     fn totals(&self) -> Totals {

@@ -10,7 +10,7 @@ use crate::package::descriptor::LaunchRef;
 use crate::package::launch::{BodyDecoder, LAUNCH_INDEX_MAX_BYTES, LaunchEntry, hash_prefix, parse_index};
 use crate::package::profile::{PROFILE_MAX_BYTES, Profile};
 use crate::package::publish::Progress;
-use crate::package::tree::walk;
+use crate::package::tree::{PageAddress, walk};
 use crate::package::{Hash, NodeId};
 
 /// Checks the launch object, whole and each entry of it.
@@ -23,13 +23,13 @@ pub(super) async fn check_object(mount: &Arc<Mount>, set: &LaunchRef, progress: 
     let differs =
         |entry: &LaunchEntry| Error::damaged(path.as_str(), format!("{entry:?} is not what the tree has there"));
     let pages = mount.answer(|this, held| this.walk(held, walk::all_pages)).wait().await?;
-    let pages: HashMap<u32, (u32, Hash)> = pages.iter().map(|p| (p.number, (p.sum.length, p.sum.hash))).collect();
+    let pages: HashMap<u32, PageAddress> = pages.iter().map(|page| (page.number, *page)).collect();
     for (entry, found) in entries.iter().zip(hashes) {
         if progress.cancelled() {
             return Err(Error::Cancelled);
         }
         let right = match *entry {
-            LaunchEntry::Page { number, length, hash } => hash == found && pages.get(&number) == Some(&(length, hash)),
+            LaunchEntry::Page(page) => page.sum.hash == found && pages.get(&page.number) == Some(&page),
             LaunchEntry::Block { node, offset, length, prefix } => {
                 prefix == hash_prefix(&found) && block_hash(mount, node, offset, length).await? == Some(found)
             }

@@ -102,8 +102,8 @@ impl Launch {
         let mut blocks = BTreeSet::new();
         for (entry, bytes) in &self.entries {
             match entry {
-                LaunchEntry::Page { number, hash, .. } => {
-                    assert_eq!(Hash::of(bytes), *hash);
+                LaunchEntry::Page(PageAddress { number, sum, .. }) => {
+                    assert_eq!(Hash::of(bytes), sum.hash);
                     let page = Page::parse(bytes.clone(), &|| "a page".into()).unwrap();
                     assert!(arrived.pages.insert(*number, Arc::new(page)).is_none(), "page {number} comes once");
                 }
