@@ -127,7 +127,7 @@ fn merging_keeps_everything_once_and_as_early_as_anybody_asked() {
     let expected = [("/a", read(0, 8192)), ("/c", read(0, 8192)), ("/b", Use::Lookup), ("/d", Use::List)];
     assert_eq!(without_times(&merged), expected.map(|(path, use_)| (path.to_owned(), use_)));
     assert!(merged.events.windows(2).all(|pair| pair[0].at_micros <= pair[1].at_micros));
-    assert_eq!(Profile::merge(&[first.clone()]).unwrap(), first.clone().normalised());
+    assert_eq!(Profile::merge(std::slice::from_ref(&first)).unwrap(), first.clone().normalised());
     assert_eq!(Profile::merge(&[first.clone(), first.clone()]).unwrap(), first.normalised());
     assert_eq!(Profile::merge(&[]), None);
 }
