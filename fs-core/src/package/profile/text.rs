@@ -51,9 +51,11 @@ enum PathText {
 
 impl PathText {
     fn of(path: &Bytes) -> Self {
+        // JSON takes six bytes for most control characters: a path of many is shorter in hexadecimal.
+        let controls = path.iter().filter(|byte| byte.is_ascii_control()).count();
         match std::str::from_utf8(path) {
-            Ok(text) => PathText::Text(text.to_owned()),
-            Err(_) => PathText::Hex { hex: hex::encode(path) },
+            Ok(text) if 4 * controls < path.len() => PathText::Text(text.to_owned()),
+            _ => PathText::Hex { hex: hex::encode(path) },
         }
     }
 
