@@ -17,8 +17,10 @@ use crate::serve::SUBCOMMAND;
 #[derive(Clone, Copy)]
 struct Took {
     seconds: f64,
-    /// Of the processor, by the application and by the server. What else the machine does hardly changes it.
-    processor: f64,
+    /// Of the processor, by the application. What else the machine does hardly changes it.
+    application: f64,
+    /// Of the processor, by the server.
+    server: f64,
 }
 
 /// The stages of one mount.
@@ -94,7 +96,7 @@ impl<'a> Bench<'a> {
         let output = command.output().context("launching")?;
         let seconds = started.elapsed().as_secs_f64();
         ensure!(output.status.success(), "the launch failed: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(Took { seconds, processor: processor_time_of_children() - before })
+        Ok(Took { seconds, application: processor_time_of_children() - before, server: 0.0 })
     }
 
     /// All launches, by turns.
@@ -119,7 +121,7 @@ impl<'a> Bench<'a> {
                     }
                     let before = server.processor_time()?;
                     let mut took = self.launch(&self.mounted())?;
-                    took.processor += server.processor_time()? - before;
+                    took.server = server.processor_time()? - before;
                     launches.push(took);
                     side.requests[stage] = server.requests()?;
                 }
@@ -229,7 +231,10 @@ fn median(times: impl Iterator<Item = f64>) -> f64 {
 /// A table, and JSON if it was asked for.
 pub(crate) fn report(sides: &[Side], options: &Options) -> Result<()> {
     let who = if options.user.is_some() { "an ordinary user" } else { "root" };
-    println!("Mounted by {who}; {} runs. Seconds (ratio to local): median, least, processor.\n", options.runs);
+    println!(
+        "Mounted by {who}; {} runs. Seconds (ratio to local): median, least, processor; of that, the server's.\n",
+        options.runs
+    );
     println!("| side | {} |", STAGES.join(" | "));
     println!("|---|---|---|---|");
     let mut rows = Vec::new();
@@ -240,13 +245,14 @@ pub(crate) fn report(sides: &[Side], options: &Options) -> Result<()> {
             let figures: [Figure; 3] = [
                 |all| median(all.iter().map(|took| took.seconds)),
                 |all| all.iter().map(|took| took.seconds).fold(f64::INFINITY, f64::min),
-                |all| median(all.iter().map(|took| took.processor)),
+                |all| median(all.iter().map(|took| took.application + took.server)),
             ];
-            let texts = figures.map(|figure| format!("{:.3} ({:.3})", figure(mine), figure(mine) / figure(local)));
-            print!("| {} ", texts.join(", "));
+            let texts = figures.map(|figure| format!("{:.3} ({:.2})", figure(mine), figure(mine) / figure(local)));
+            print!("| {}; {:.3} ", texts.join(", "), median(mine.iter().map(|took| took.server)));
         }
         println!("|");
-        let times = |all: &Vec<Took>| all.iter().map(|took| [took.seconds, took.processor]).collect::<Vec<_>>();
+        let times =
+            |all: &Vec<Took>| all.iter().map(|took| [took.seconds, took.application, took.server]).collect::<Vec<_>>();
         rows.push(serde_json::json!({
             "side": side.name, "launches": side.launches.each_ref().map(times), "requests": side.requests,
         }));

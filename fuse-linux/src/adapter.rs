@@ -42,7 +42,7 @@ use crate::tree::Tree;
 pub(crate) use attributes::Owner;
 use attributes::{file_attr, negative_entry};
 pub use declining::Declining;
-use declining::{Declined, is_ahead, is_mixed};
+use declining::{Declined, is_ahead, is_beside};
 use failures::Failures;
 use listing::{ListReply, Listing, Outcome};
 pub use opens::OpenPolicy;
@@ -200,12 +200,16 @@ impl<T: Tree> Adapter<T> {
         });
     }
 
-    /// Whether a READ is refused because the launch would wait in it for bytes that it does not need.
+    /// Whether a READ is refused because the launch would wait in it for bytes that it does not need yet.
     fn is_beside_launch_set(&self, id: NodeId, range: &Range<u64>) -> bool {
-        self.shared.declining == Declining::BesideLaunchSet
-            && self.shared.pushing.is_active()
-            && is_mixed(range, &self.shared.tree.launch_pieces(id))
-            && self.decline(id, range)
+        let Shared { tree, declining, pushing, .. } = &*self.shared;
+        if *declining != Declining::BesideLaunchSet || !pushing.is_active() {
+            return false;
+        }
+        let pieces = tree.launch_pieces(id);
+        // A file that is open was looked up, so its size is at hand; if not, the read takes its course.
+        let Answer::Ready(Ok(node)) = tree.node(id) else { return false };
+        is_beside(range, &pieces, node.size_bytes) && self.decline(id, range)
     }
 
     fn decline(&self, id: NodeId, range: &Range<u64>) -> bool {

@@ -194,7 +194,7 @@ fn refused_read_ahead_is_never_seen() {
             let id = tree.file(NodeId::ROOT, name, bytes.clone());
             tree.pieces.insert(id, (0..200).map(|i| i * 16_384 + 4096..i * 16_384 + 12_288).collect());
         }
-        tree.later.store(true, Ordering::Relaxed);
+        tree.away.store(true, Ordering::Relaxed);
         let options = MountOptions {
             open_policy: OpenPolicy::ZeroMessage,
             declining,
