@@ -55,15 +55,10 @@ impl<'a> Bench<'a> {
                 std::os::unix::fs::chown(path, Some(uid), None)?;
             }
         }
-        // Exactly the pages that are touched: an ordinary user's mount cannot switch reading ahead off, so root
-        // records, and the cache made meanwhile is handed over.
-        let server = Server::start(&bench, &["record=yes".into(), "read-ahead=0".into(), "open=zero-message".into()])?;
+        // Exactly the pages that are touched.
+        let server = Server::start(&bench, &["record=yes".into(), "declining=ahead".into()])?;
         bench.launch(&bench.mounted())?;
         server.end()?;
-        if let Some(uid) = options.user {
-            let given = Command::new("chown").arg("-R").arg(uid.to_string()).arg(root.join("cache")).status()?;
-            ensure!(given.success(), "handing the cache over failed");
-        }
         // And what the kernel reads around them.
         let server = Server::start(&bench, &["launch-set=no".into()])?;
         bench.launch(&bench.mounted())?;
@@ -141,10 +136,9 @@ struct Server {
 
 impl Server {
     fn start(bench: &Bench<'_>, settings: &[String]) -> Result<Self> {
-        let recording = settings.iter().any(|s| s == "record=yes");
         let mut command = Command::new(bench.root.join("launch-local"));
         command.arg(SUBCOMMAND).arg(&bench.root).args(settings).env("HOME", &bench.root).current_dir("/");
-        if let Some(uid) = bench.options.user.filter(|_| !recording) {
+        if let Some(uid) = bench.options.user {
             command.uid(uid);
         }
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting a server")?;
