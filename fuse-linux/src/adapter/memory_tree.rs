@@ -105,6 +105,11 @@ impl MemoryTree {
         entry.xattrs.push((Bytes::from(name.to_owned()), Bytes::copy_from_slice(value)));
     }
 
+    /// Adds a part of `id` that starting the application reads.
+    pub(crate) fn launch(&mut self, id: NodeId, piece: Range<u64>) {
+        self.pieces.entry(id).or_default().push(piece);
+    }
+
     pub(crate) fn complete(&mut self, id: NodeId, path: PathBuf) {
         self.nodes[id.0 as usize - 1].complete = Some(path);
     }
