@@ -11,7 +11,7 @@
 //!
 //! What the launch reads is recorded first, from a mount that refuses what the kernel reads ahead.
 //!
-//! Settings of a variant: `open=passthrough|zero-message`, `push=yes|no`, `read-ahead=KIB`, `launch-read-ahead=KIB`,
+//! Settings of a variant: `open=passthrough|zero-message`, `push-max=BYTES`, `read-ahead=KIB`, `launch-read-ahead=KIB`,
 //! `threads=N`, `declining=nothing`.
 
 mod arguments;

@@ -106,7 +106,7 @@ pub struct BoundaryStatistics {
 pub(crate) trait Boundary: Send + Sync + std::fmt::Debug {
     /// Gives it the way to tell the kernel something unasked.
     fn send_by(&self, notifier: Notifier);
-    /// Whether a launch set is being pushed.
+    /// Whether there is a launch set and the launch is not over.
     fn is_launching(&self) -> bool;
     /// Ends that; false if it had ended before.
     fn launch_is_over(&self) -> bool;
@@ -125,7 +125,7 @@ impl<T: Tree> Boundary for Shared<T> {
     }
 
     fn is_launching(&self) -> bool {
-        self.pushing.is_active()
+        self.pushing.is_launching()
     }
 
     fn launch_is_over(&self) -> bool {
@@ -155,12 +155,12 @@ impl<T: Tree> Adapter<T> {
         tree: Arc<T>,
         owner: Owner,
         policy: OpenPolicy,
-        push: bool,
+        push_max_bytes: u64,
         declining: Declining,
         runtime: Handle,
     ) -> Self {
         let opens = Opens::new(policy == OpenPolicy::Passthrough);
-        let pushing = Pushing::new(push && tree.has_launch_set());
+        let pushing = Pushing::new(tree.has_launch_set(), push_max_bytes);
         let (failures, requests) = (Failures::default(), Requests::default());
         let declined = Declined::default();
         let shared = Arc::new(Shared { tree, owner, failures, opens, pushing, declining, declined, requests });
@@ -203,7 +203,7 @@ impl<T: Tree> Adapter<T> {
     /// Whether a READ is refused because the launch would wait in it for bytes that it does not need yet.
     fn is_beside_launch_set(&self, id: NodeId, range: &Range<u64>) -> bool {
         let Shared { tree, declining, pushing, .. } = &*self.shared;
-        if *declining != Declining::BesideLaunchSet || !pushing.is_active() {
+        if *declining != Declining::BesideLaunchSet || !pushing.is_launching() {
             return false;
         }
         let pieces = tree.launch_pieces(id);
@@ -304,7 +304,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.shared.requests.count(RequestKind::Open);
         let Shared { opens, pushing, tree, .. } = &*self.shared;
-        if self.zero_message_open && !opens.passthrough() && !pushing.is_active() && opens.is_quiet() {
+        if self.zero_message_open && !opens.passthrough() && !pushing.needs_opens() && opens.is_quiet() {
             return reply.error(Errno::ENOSYS);
         }
         let id = NodeId(ino.0);

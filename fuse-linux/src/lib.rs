@@ -12,7 +12,7 @@
 //! becomes a task on the runtime, and the FUSE thread goes on to the next request.
 //!
 //! While a version with a launch set is being launched, what the launch will read goes into the page cache unasked
-//! ([`MountOptions::push_launch_set`]), and read-ahead that would hold it up is refused ([`Declining`]).
+//! ([`MountOptions::push_max_bytes`]), and read-ahead that would hold it up is refused ([`Declining`]).
 //!
 //! This crate fetches nothing, trusts nothing and caches nothing; it keeps no state that the content of an answer
 //! depends on, apart from which files the kernel reads without asking ([`OpenPolicy::Passthrough`]).

@@ -44,6 +44,8 @@ const ZEROES_LAST_PAGE_SINCE: (u32, u32) = (6, 15);
 /// What is pushed, and what was.
 pub(crate) struct Pushing {
     active: AtomicBool,
+    /// Of one file.
+    max_bytes: u64,
     notifier: OnceLock<Notifier>,
     /// Beginnings of the pieces that the kernel was given since it learned of the inode.
     given: Mutex<HashMap<NodeId, HashSet<u64>>>,
@@ -53,10 +55,12 @@ pub(crate) struct Pushing {
 }
 
 impl Pushing {
-    /// `active`: whether the version has a launch set and it shall be pushed.
-    pub(crate) fn new(active: bool) -> Self {
+    /// `active`: whether the version has a launch set. Of a file of which more than `max_bytes` are in it, nothing is
+    /// pushed.
+    pub(crate) fn new(active: bool, max_bytes: u64) -> Self {
         Pushing {
             active: AtomicBool::new(active),
+            max_bytes,
             notifier: OnceLock::new(),
             given: Mutex::default(),
             last_page: kernel_release().is_some_and(|release| release >= ZEROES_LAST_PAGE_SINCE),
@@ -71,9 +75,14 @@ impl Pushing {
         let _ = self.notifier.set(notifier);
     }
 
-    /// Whether opens must be messages, so that something can be pushed before they are answered.
-    pub(crate) fn is_active(&self) -> bool {
+    /// Whether there is a launch set and the launch is not over.
+    pub(crate) fn is_launching(&self) -> bool {
         self.active.load(Ordering::Relaxed)
+    }
+
+    /// Whether opens must be messages, so that something can be pushed before they are answered.
+    pub(crate) fn needs_opens(&self) -> bool {
+        self.max_bytes > 0 && self.is_launching()
     }
 
     /// The launch is over; false if it was before.
@@ -89,10 +98,13 @@ impl Pushing {
 
     /// Parts of `id` that the launch reads and the kernel was not given yet.
     pub(crate) fn due<T: Tree>(&self, tree: &Arc<T>, id: NodeId) -> Vec<Range<u64>> {
-        if !self.is_active() || self.notifier.get().is_none() {
+        if !self.needs_opens() || self.notifier.get().is_none() {
             return Vec::new();
         }
         let mut pieces = tree.launch_pieces(id);
+        if pieces.iter().map(|piece| piece.end - piece.start).sum::<u64>() > self.max_bytes {
+            return Vec::new();
+        }
         if let Some(given) = self.given.lock().get(&id) {
             pieces.retain(|piece| !given.contains(&piece.start));
         }
@@ -101,7 +113,7 @@ impl Pushing {
 
     /// The kernel dropped the inode, and its pages with it.
     pub(crate) fn forgotten(&self, id: NodeId) {
-        if self.is_active() {
+        if self.needs_opens() {
             self.given.lock().remove(&id);
         }
     }

@@ -108,7 +108,7 @@ fn opens_become_free_when_the_launch_is_over() {
 }
 
 #[test]
-fn the_kernel_reads_ahead_little_while_it_is_pushed_to() {
+fn the_kernel_reads_ahead_little_until_the_launch_set_is_here() {
     let mut tree = MemoryTree::new("1.0");
     let id = tree.file(NodeId::ROOT, "file", "content");
     tree.launch(id, 0..7);
@@ -120,8 +120,23 @@ fn the_kernel_reads_ahead_little_while_it_is_pushed_to() {
     };
     let options = MountOptions::default();
     assert_eq!(read_ahead().trim(), options.launch_read_ahead_kb.unwrap().to_string());
-    shown.mounted.launch_is_over();
+    shown.mounted.launch_set_is_here();
     assert_eq!(read_ahead().trim(), options.read_ahead_kb.unwrap().to_string());
+}
+
+#[test]
+fn of_files_that_are_read_too_much_nothing_is_pushed() {
+    let mut tree = MemoryTree::new("1.0");
+    let (small, large) = (content(8000), content(8001));
+    let id = tree.file(NodeId::ROOT, "small", small.clone());
+    tree.launch(id, 0..8000);
+    let id = tree.file(NodeId::ROOT, "large", large.clone());
+    tree.pieces.insert(id, vec![0..4096, 4096..8001]);
+    let shown = Shown::with(tree, &MountOptions { push_max_bytes: 8000, ..MountOptions::default() });
+    assert_eq!(fs::read(shown.path.join("small")).unwrap(), small);
+    assert_eq!(shown.tree.reads.load(Ordering::Relaxed), 0);
+    assert_eq!(fs::read(shown.path.join("large")).unwrap(), large);
+    assert_eq!((shown.tree.reads.load(Ordering::Relaxed), shown.mounted.statistics().pushed_bytes), (1, 8000));
 }
 
 /// While somebody reads and maps every file, and the mount goes away under them, nothing hangs and no byte is wrong.
