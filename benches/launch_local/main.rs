@@ -9,10 +9,10 @@
 //! after it; *settled* is one after the mount was told that the launch is over. All sides take turns in every run, and
 //! the table gives medians and their ratios (mount / local: 1 is as fast as local, more is slower).
 //!
-//! What the launch reads is recorded first, from a mount whose kernel reads nothing ahead.
+//! What the launch reads is recorded first, from a mount that refuses what the kernel reads ahead.
 //!
-//! Settings of a variant: `open=passthrough|zero-message`, `push=yes|no`, `read-ahead=KIB`, `launch-read-ahead=KIB`,
-//! `threads=N`.
+//! Settings of a variant: `open=passthrough|zero-message`, `push-max=BYTES`, `read-ahead=KIB`, `launch-read-ahead=KIB`,
+//! `threads=N`, `declining=nothing`.
 
 mod arguments;
 mod serve;

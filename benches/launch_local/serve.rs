@@ -41,8 +41,7 @@ pub(crate) fn serve(mut arguments: impl Iterator<Item = String>) -> Result<()> {
         match (name.as_str(), value.as_str()) {
             ("open", "passthrough") => options.open_policy = OpenPolicy::Passthrough,
             ("open", "zero-message") => options.open_policy = OpenPolicy::ZeroMessage,
-            ("push", "yes") => options.push_launch_set = true,
-            ("push", "no") => options.push_launch_set = false,
+            ("push-max", bytes) => options.push_max_bytes = bytes.parse()?,
             ("read-ahead", kb) => options.read_ahead_kb = Some(kb.parse()?),
             ("launch-read-ahead", kb) => options.launch_read_ahead_kb = Some(kb.parse()?),
             ("threads", n) => options.threads = n.parse()?,

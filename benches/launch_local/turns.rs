@@ -17,8 +17,10 @@ use crate::serve::SUBCOMMAND;
 #[derive(Clone, Copy)]
 struct Took {
     seconds: f64,
-    /// Of the processor, by the application and by the server. What else the machine does hardly changes it.
-    processor: f64,
+    /// Of the processor, by the application. What else the machine does hardly changes it.
+    application: f64,
+    /// Of the processor, by the server.
+    server: f64,
 }
 
 /// The stages of one mount.
@@ -53,15 +55,10 @@ impl<'a> Bench<'a> {
                 std::os::unix::fs::chown(path, Some(uid), None)?;
             }
         }
-        // Exactly the pages that are touched: an ordinary user's mount cannot switch reading ahead off, so root
-        // records, and the cache made meanwhile is handed over.
-        let server = Server::start(&bench, &["record=yes".into(), "read-ahead=0".into(), "open=zero-message".into()])?;
+        // Exactly the pages that are touched.
+        let server = Server::start(&bench, &["record=yes".into(), "declining=ahead".into()])?;
         bench.launch(&bench.mounted())?;
         server.end()?;
-        if let Some(uid) = options.user {
-            let given = Command::new("chown").arg("-R").arg(uid.to_string()).arg(root.join("cache")).status()?;
-            ensure!(given.success(), "handing the cache over failed");
-        }
         // And what the kernel reads around them.
         let server = Server::start(&bench, &["launch-set=no".into()])?;
         bench.launch(&bench.mounted())?;
@@ -94,7 +91,7 @@ impl<'a> Bench<'a> {
         let output = command.output().context("launching")?;
         let seconds = started.elapsed().as_secs_f64();
         ensure!(output.status.success(), "the launch failed: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(Took { seconds, processor: processor_time_of_children() - before })
+        Ok(Took { seconds, application: processor_time_of_children() - before, server: 0.0 })
     }
 
     /// All launches, by turns.
@@ -119,7 +116,7 @@ impl<'a> Bench<'a> {
                     }
                     let before = server.processor_time()?;
                     let mut took = self.launch(&self.mounted())?;
-                    took.processor += server.processor_time()? - before;
+                    took.server = server.processor_time()? - before;
                     launches.push(took);
                     side.requests[stage] = server.requests()?;
                 }
@@ -139,10 +136,9 @@ struct Server {
 
 impl Server {
     fn start(bench: &Bench<'_>, settings: &[String]) -> Result<Self> {
-        let recording = settings.iter().any(|s| s == "record=yes");
         let mut command = Command::new(bench.root.join("launch-local"));
         command.arg(SUBCOMMAND).arg(&bench.root).args(settings).env("HOME", &bench.root).current_dir("/");
-        if let Some(uid) = bench.options.user.filter(|_| !recording) {
+        if let Some(uid) = bench.options.user {
             command.uid(uid);
         }
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting a server")?;
@@ -229,7 +225,10 @@ fn median(times: impl Iterator<Item = f64>) -> f64 {
 /// A table, and JSON if it was asked for.
 pub(crate) fn report(sides: &[Side], options: &Options) -> Result<()> {
     let who = if options.user.is_some() { "an ordinary user" } else { "root" };
-    println!("Mounted by {who}; {} runs. Seconds (ratio to local): median, least, processor.\n", options.runs);
+    println!(
+        "Mounted by {who}; {} runs. Seconds (ratio to local): median, least, processor; of that, the server's.\n",
+        options.runs
+    );
     println!("| side | {} |", STAGES.join(" | "));
     println!("|---|---|---|---|");
     let mut rows = Vec::new();
@@ -240,13 +239,14 @@ pub(crate) fn report(sides: &[Side], options: &Options) -> Result<()> {
             let figures: [Figure; 3] = [
                 |all| median(all.iter().map(|took| took.seconds)),
                 |all| all.iter().map(|took| took.seconds).fold(f64::INFINITY, f64::min),
-                |all| median(all.iter().map(|took| took.processor)),
+                |all| median(all.iter().map(|took| took.application + took.server)),
             ];
-            let texts = figures.map(|figure| format!("{:.3} ({:.3})", figure(mine), figure(mine) / figure(local)));
-            print!("| {} ", texts.join(", "));
+            let texts = figures.map(|figure| format!("{:.3} ({:.2})", figure(mine), figure(mine) / figure(local)));
+            print!("| {}; {:.3} ", texts.join(", "), median(mine.iter().map(|took| took.server)));
         }
         println!("|");
-        let times = |all: &Vec<Took>| all.iter().map(|took| [took.seconds, took.processor]).collect::<Vec<_>>();
+        let times =
+            |all: &Vec<Took>| all.iter().map(|took| [took.seconds, took.application, took.server]).collect::<Vec<_>>();
         rows.push(serde_json::json!({
             "side": side.name, "launches": side.launches.each_ref().map(times), "requests": side.requests,
         }));

@@ -42,7 +42,7 @@ use crate::tree::Tree;
 pub(crate) use attributes::Owner;
 use attributes::{file_attr, negative_entry};
 pub use declining::Declining;
-use declining::{Declined, is_ahead, is_mixed};
+use declining::{Declined, is_ahead, is_beside};
 use failures::Failures;
 use listing::{ListReply, Listing, Outcome};
 pub use opens::OpenPolicy;
@@ -106,7 +106,7 @@ pub struct BoundaryStatistics {
 pub(crate) trait Boundary: Send + Sync + std::fmt::Debug {
     /// Gives it the way to tell the kernel something unasked.
     fn send_by(&self, notifier: Notifier);
-    /// Whether a launch set is being pushed.
+    /// Whether there is a launch set and the launch is not over.
     fn is_launching(&self) -> bool;
     /// Ends that; false if it had ended before.
     fn launch_is_over(&self) -> bool;
@@ -125,7 +125,7 @@ impl<T: Tree> Boundary for Shared<T> {
     }
 
     fn is_launching(&self) -> bool {
-        self.pushing.is_active()
+        self.pushing.is_launching()
     }
 
     fn launch_is_over(&self) -> bool {
@@ -157,12 +157,12 @@ impl<T: Tree> Adapter<T> {
         tree: Arc<T>,
         owner: Owner,
         policy: OpenPolicy,
-        push: bool,
+        push_max_bytes: u64,
         declining: Declining,
         runtime: Handle,
     ) -> Self {
         let opens = Opens::new(policy == OpenPolicy::Passthrough);
-        let pushing = Pushing::new(push && tree.has_launch_set());
+        let pushing = Pushing::new(tree.has_launch_set(), push_max_bytes);
         let (failures, requests) = (Failures::default(), Requests::default());
         let declined = Declined::default();
         let shared = Arc::new(Shared { tree, owner, failures, opens, pushing, declining, declined, requests });
@@ -215,12 +215,16 @@ impl<T: Tree> Adapter<T> {
         });
     }
 
-    /// Whether a READ is refused because the launch would wait in it for bytes that it does not need.
+    /// Whether a READ is refused because the launch would wait in it for bytes that it does not need yet.
     fn is_beside_launch_set(&self, id: NodeId, range: &Range<u64>) -> bool {
-        self.shared.declining == Declining::BesideLaunchSet
-            && self.shared.pushing.is_active()
-            && is_mixed(range, &self.shared.tree.launch_pieces(id))
-            && self.decline(id, range)
+        let Shared { tree, declining, pushing, .. } = &*self.shared;
+        if *declining != Declining::BesideLaunchSet || !pushing.is_launching() {
+            return false;
+        }
+        let pieces = tree.launch_pieces(id);
+        // A file that is open was looked up, so its size is at hand; if not, the read takes its course.
+        let Answer::Ready(Ok(node)) = tree.node(id) else { return false };
+        is_beside(range, &pieces, node.size_bytes) && self.decline(id, range)
     }
 
     fn decline(&self, id: NodeId, range: &Range<u64>) -> bool {
@@ -319,7 +323,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.shared.requests.count(RequestKind::Open);
         let Shared { opens, pushing, tree, .. } = &*self.shared;
-        if self.zero_message_open && !opens.passthrough() && !pushing.is_active() && opens.is_quiet() {
+        if self.zero_message_open && !opens.passthrough() && !pushing.needs_opens() && opens.is_quiet() {
             return reply.error(Errno::ENOSYS);
         }
         let id = NodeId(ino.0);

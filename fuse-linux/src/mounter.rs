@@ -42,11 +42,13 @@ pub struct MountOptions {
     /// The kernel's read-ahead in KiB, if it is to be set; takes effect only where this process may write
     /// `/sys/class/bdi`. 1 MiB is the kernel's largest read request; 128 KiB is its default.
     pub read_ahead_kb: Option<u32>,
-    /// The same while a launch set is pushed into the page cache (`push_launch_set`).
+    /// The same while parts of a launch set may have to be fetched: until [`Mounted::launch_set_is_here`] or
+    /// [`Mounted::launch_is_over`].
     pub launch_read_ahead_kb: Option<u32>,
-    /// Whether parts of files that the version's launch set names are handed to the kernel when the file is opened,
-    /// before anybody reads them. Without a launch set this changes nothing.
-    pub push_launch_set: bool,
+    /// Parts of files that the version's launch set names are handed to the kernel when the file is opened, before
+    /// anybody reads them, if of that file they are no more bytes than this. 0 hands nothing over. Without a launch set
+    /// this changes nothing.
+    pub push_max_bytes: u64,
     /// Which reads of more than a page are refused, after which the kernel asks for single pages.
     pub declining: Declining,
     /// How opening a file is answered.
@@ -68,7 +70,7 @@ impl Default for MountOptions {
             threads: (2 * cores).min(4),
             read_ahead_kb: Some(1024),
             launch_read_ahead_kb: Some(16),
-            push_launch_set: true,
+            push_max_bytes: 8 << 20,
             declining: Declining::BesideLaunchSet,
             open_policy: OpenPolicy::permitted(),
             exact_reads: false,
@@ -110,6 +112,16 @@ impl Mounted {
     /// Whether the connection has ended.
     pub fn has_ended(&self) -> bool {
         self.connection.ended.borrow().is_some() || self.connection.ended.has_changed().is_err()
+    }
+
+    /// Lets the kernel read ahead as it does without a launch set: nothing of the launch set is away any more, so
+    /// neighbours of what is read cost no round trip. To be called as soon as that is known.
+    pub fn launch_set_is_here(&self) {
+        if let (true, Some(kb)) =
+            (self.connection.boundary.is_launching(), self.connection.served.options().read_ahead_kb)
+        {
+            set_read_ahead(self.mount_id, kb);
+        }
     }
 
     /// Tells the adapter that what the launch set says of what will be read has served its purpose: nothing is pushed
@@ -167,10 +179,10 @@ impl<T: Tree> std::fmt::Debug for Version<T> {
 impl<T: Tree> Serve for Version<T> {
     fn start(&self, device: OwnedFd) -> io::Result<(Ended, Arc<dyn Boundary>)> {
         let owner = Owner { uid: self.options.uid, gid: self.options.gid };
-        let MountOptions { open_policy, push_launch_set, declining, exact_reads, .. } = self.options;
+        let MountOptions { open_policy, push_max_bytes, declining, exact_reads, .. } = self.options;
         let (policy, push) = match exact_reads {
-            true => (OpenPolicy::ZeroMessage, false),
-            false => (open_policy, push_launch_set),
+            true => (OpenPolicy::ZeroMessage, 0),
+            false => (open_policy, push_max_bytes),
         };
         let mut adapter = Adapter::new(self.tree.clone(), owner, policy, push, declining, self.runtime.clone());
         if exact_reads {

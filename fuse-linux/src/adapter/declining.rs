@@ -2,7 +2,7 @@
 //!
 //! A fault on one page makes the kernel ask for up to 128 KiB around it, in one READ that must be answered whole: a
 //! short answer means the end of the file. If the page is here, but its neighbours must be fetched, the application
-//! waits a round trip for bytes that the launch does not need.
+//! waits a round trip for bytes that the launch does not need, or for a piece of the launch set that comes much later.
 //!
 //! The kernel takes an error for a read-ahead as "not now": the pages stay in the page cache without content, and
 //! whoever needs one of them makes it ask again, for that page alone, which is the answer that the application gets
@@ -26,7 +26,7 @@ pub enum Declining {
     /// None.
     #[default]
     Nothing,
-    /// Those that are partly of the launch set and partly not, and would have to wait.
+    /// Those that reach beyond one piece of the launch set and would have to wait.
     BesideLaunchSet,
     /// All of more than one page: then exactly the pages that are used are read. For recording a launch.
     EverythingAhead,
@@ -65,19 +65,16 @@ pub(crate) fn is_ahead(range: &Range<u64>) -> bool {
     range.end - range.start > PAGE_BYTES
 }
 
-/// Whether `range` of a file of which `pieces`, in order, are read by the launch, is partly among them and partly not.
-pub(crate) fn is_mixed(range: &Range<u64>, pieces: &[Range<u64>]) -> bool {
+/// Whether `range` of a file of `size` bytes, of which the launch reads `pieces` (in order), reaches beyond one of them:
+/// into bytes that the launch does not need, or into a piece that comes at another time.
+pub(crate) fn is_beside(range: &Range<u64>, pieces: &[Range<u64>], size: u64) -> bool {
+    // The kernel asks for whole pages, also at the end.
+    let end = range.end.min(size);
     let first = pieces.partition_point(|piece| piece.end <= range.start);
-    let mut at = range.start;
-    let mut any = false;
-    for piece in pieces[first..].iter().take_while(|piece| piece.start < range.end) {
-        any = true;
-        if piece.start > at {
-            return true;
-        }
-        at = at.max(piece.end);
+    match pieces.get(first) {
+        Some(piece) if piece.start < end => range.start < piece.start || piece.end < end,
+        _ => false,
     }
-    any && at < range.end
 }
 
 #[cfg(test)]
@@ -101,14 +98,16 @@ mod tests {
     }
 
     #[test]
-    fn mixed_is_neither_all_nor_nothing() {
-        let pieces = [4096..8192, 8192..12288, 20480..24576];
-        assert!(!is_mixed(&(4096..12288), &pieces));
-        assert!(is_mixed(&(4096..16384), &pieces));
-        assert!(is_mixed(&(0..8192), &pieces));
-        assert!(is_mixed(&(8192..24576), &pieces));
-        assert!(!is_mixed(&(12288..20480), &pieces));
-        assert!(!is_mixed(&(24576..65536), &pieces));
-        assert!(!is_mixed(&(0..65536), &[]));
+    fn one_piece_is_waited_for_and_two_are_not() {
+        let pieces = [4096..8192, 8192..20_000, 20_480..24_600];
+        let beside = |range: Range<u64>| is_beside(&range, &pieces, 24_600);
+        assert!(!beside(4096..8192) && !beside(8192..16384));
+        assert!(beside(4096..16384), "two pieces");
+        assert!(beside(0..8192), "something before it");
+        assert!(beside(8192..20_480), "something after it");
+        assert!(!beside(0..4096), "nothing of the launch");
+        assert!(!beside(20_480..28_672), "the end of the file");
+        assert!(!beside(28_672..65_536));
+        assert!(!is_beside(&(0..65_536), &[], 65_536));
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct MemoryTree {
     nodes: Vec<Entry>,
     identity: Identity,
     pub(crate) later: AtomicBool,
+    /// Content must be fetched, and comes from tasks; the tree is here.
+    pub(crate) away: AtomicBool,
     pub(crate) fail_reads: AtomicBool,
     pub(crate) reads: AtomicU64,
     pub(crate) lookups: AtomicU64,
@@ -48,6 +50,7 @@ impl MemoryTree {
                 origin: "file:///content".into(),
             },
             later: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             fail_reads: AtomicBool::new(false),
             reads: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
@@ -102,6 +105,11 @@ impl MemoryTree {
         entry.xattrs.push((Bytes::from(name.to_owned()), Bytes::copy_from_slice(value)));
     }
 
+    /// Adds a part of `id` that starting the application reads.
+    pub(crate) fn launch(&mut self, id: NodeId, piece: Range<u64>) {
+        self.pieces.entry(id).or_default().push(piece);
+    }
+
     pub(crate) fn complete(&mut self, id: NodeId, path: PathBuf) {
         self.nodes[id.0 as usize - 1].complete = Some(path);
     }
@@ -114,7 +122,11 @@ impl MemoryTree {
     }
 
     fn answer<T: Send + 'static>(&self, result: Result<T>) -> Answer<T> {
-        if self.later.load(Ordering::Relaxed) {
+        Self::answer_now_or(self.later.load(Ordering::Relaxed), result)
+    }
+
+    fn answer_now_or<T: Send + 'static>(later: bool, result: Result<T>) -> Answer<T> {
+        if later {
             Answer::Later(Box::pin(async move {
                 tokio::task::yield_now().await;
                 result
@@ -165,10 +177,12 @@ impl Tree for MemoryTree {
         if self.fail_reads.load(Ordering::Relaxed) {
             return self.answer(Err(Error::damaged("packs/1", "its hash differs")));
         }
-        self.answer(self.entry(id).map(|e| {
+        let later = self.away.load(Ordering::Relaxed) || self.later.load(Ordering::Relaxed);
+        let content = self.entry(id).map(|e| {
             let from = usize::try_from(offset).unwrap_or(usize::MAX).min(e.content.len());
             e.content.slice(from..from.saturating_add(length).min(e.content.len()))
-        }))
+        });
+        Self::answer_now_or(later, content)
     }
 
     /// Zero bytes at the end of the content are its one hole.
@@ -193,7 +207,7 @@ impl Tree for MemoryTree {
 
     fn peek(self: &Arc<Self>, id: NodeId, range: Range<u64>) -> Option<Bytes> {
         self.peeks.fetch_add(1, Ordering::Relaxed);
-        if self.later.load(Ordering::Relaxed) {
+        if self.away.load(Ordering::Relaxed) || self.later.load(Ordering::Relaxed) {
             return None;
         }
         let content = &self.entry(id).ok()?.content;

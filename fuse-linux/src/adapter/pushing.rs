@@ -44,6 +44,8 @@ const ZEROES_LAST_PAGE_SINCE: (u32, u32) = (6, 15);
 /// What is pushed, and what was.
 pub(crate) struct Pushing {
     active: AtomicBool,
+    /// Of one file.
+    max_bytes: u64,
     notifier: OnceLock<Notifier>,
     /// Beginnings of the pieces that the kernel was given since it learned of the inode.
     given: Mutex<HashMap<NodeId, HashSet<u64>>>,
@@ -53,10 +55,12 @@ pub(crate) struct Pushing {
 }
 
 impl Pushing {
-    /// `active`: whether the version has a launch set and it shall be pushed.
-    pub(crate) fn new(active: bool) -> Self {
+    /// `active`: whether the version has a launch set. Of a file of which more than `max_bytes` are in it, nothing is
+    /// pushed.
+    pub(crate) fn new(active: bool, max_bytes: u64) -> Self {
         Pushing {
             active: AtomicBool::new(active),
+            max_bytes,
             notifier: OnceLock::new(),
             given: Mutex::default(),
             last_page: kernel_release().is_some_and(|release| release >= ZEROES_LAST_PAGE_SINCE),
@@ -71,9 +75,14 @@ impl Pushing {
         let _ = self.notifier.set(notifier);
     }
 
-    /// Whether opens must be messages, so that something can be pushed before they are answered.
-    pub(crate) fn is_active(&self) -> bool {
+    /// Whether there is a launch set and the launch is not over.
+    pub(crate) fn is_launching(&self) -> bool {
         self.active.load(Ordering::Relaxed)
+    }
+
+    /// Whether opens must be messages, so that something can be pushed before they are answered.
+    pub(crate) fn needs_opens(&self) -> bool {
+        self.max_bytes > 0 && self.is_launching()
     }
 
     /// The launch is over; false if it was before.
@@ -89,10 +98,13 @@ impl Pushing {
 
     /// Parts of `id` that the launch reads and the kernel was not given yet.
     pub(crate) fn due<T: Tree>(&self, tree: &Arc<T>, id: NodeId) -> Vec<Range<u64>> {
-        if !self.is_active() || self.notifier.get().is_none() {
+        if !self.needs_opens() || self.notifier.get().is_none() {
             return Vec::new();
         }
         let mut pieces = tree.launch_pieces(id);
+        if pieces.iter().map(|piece| piece.end - piece.start).sum::<u64>() > self.max_bytes {
+            return Vec::new();
+        }
         if let Some(given) = self.given.lock().get(&id) {
             pieces.retain(|piece| !given.contains(&piece.start));
         }
@@ -101,7 +113,7 @@ impl Pushing {
 
     /// The kernel dropped the inode, and its pages with it.
     pub(crate) fn forgotten(&self, id: NodeId) {
-        if self.is_active() {
+        if self.needs_opens() {
             self.given.lock().remove(&id);
         }
     }
@@ -192,22 +204,28 @@ mod tests {
         messages(pieces, size, last_page).into_iter().map(|message| message.bytes).collect()
     }
 
+    fn of_one(piece: Range<u64>, size: u64, last_page: bool) -> Option<Range<u64>> {
+        let all = bytes(std::slice::from_ref(&piece), size, last_page);
+        assert!(all.len() < 2);
+        all.into_iter().next()
+    }
+
     #[test]
     fn neighbours_go_together_as_whole_pages() {
         let pieces = [0..4096, 4096..8192, 16384..20000, 20000..24576];
         assert_eq!(bytes(&pieces, 1 << 20, true), [0..8192, 16384..24576]);
         assert_eq!(messages(&pieces, 1 << 20, true)[1].pieces, &pieces[2..]);
-        assert_eq!(bytes(&[100..5000], 1 << 20, true), [] as [Range<u64>; 0]);
-        assert_eq!(bytes(&[100..9000], 1 << 20, true), [4096..8192]);
+        assert_eq!(of_one(100..5000, 1 << 20, true), None);
+        assert_eq!(of_one(100..9000, 1 << 20, true), Some(4096..8192));
     }
 
     #[test]
     fn only_the_end_of_a_file_is_a_part_of_a_page() {
-        assert_eq!(bytes(&[0..10], 10, true), [0..10]);
-        assert_eq!(bytes(&[0..10], 10, false), [] as [Range<u64>; 0]);
-        assert_eq!(bytes(&[0..5000], 5000, false), [0..4096]);
-        assert_eq!(bytes(&[4096..99_999], 5000, true), [4096..5000], "never beyond the end");
-        assert_eq!(bytes(&[8192..9000], 5000, true), [] as [Range<u64>; 0]);
+        assert_eq!(of_one(0..10, 10, true), Some(0..10));
+        assert_eq!(of_one(0..10, 10, false), None);
+        assert_eq!(of_one(0..5000, 5000, false), Some(0..4096));
+        assert_eq!(of_one(4096..99_999, 5000, true), Some(4096..5000), "never beyond the end");
+        assert_eq!(of_one(8192..9000, 5000, true), None);
     }
 
     #[test]

@@ -27,7 +27,7 @@ fn what_was_pushed_is_not_asked_for() {
     let mut tree = MemoryTree::new("1.0");
     let (small, large) = (content(1234), content(300_001));
     let id = tree.file(NodeId::ROOT, "small", small.clone());
-    tree.pieces.insert(id, vec![0..1234]);
+    tree.launch(id, 0..1234);
     let id = tree.file(NodeId::ROOT, "large", large.clone());
     tree.pieces.insert(id, vec![0..100_000, 100_000..262_144, 262_144..300_001]);
     let shown = Shown::new(tree, OpenPolicy::ZeroMessage);
@@ -50,7 +50,7 @@ fn nothing_follows_the_end_of_a_pushed_file() {
     for i in 0..64_u64 {
         let name = format!("{i}");
         let id = tree.file(NodeId::ROOT, &name, content(4096 + 1 + 60 * i as usize));
-        tree.pieces.insert(id, vec![0..1 << 20]);
+        tree.launch(id, 0..1 << 20);
         names.push((name, 4096 + 1 + 60 * i as usize));
     }
     let shown = Shown::new(tree, OpenPolicy::ZeroMessage);
@@ -93,7 +93,7 @@ fn pushing_changes_nothing_that_can_be_seen() {
 fn opens_become_free_when_the_launch_is_over() {
     let mut tree = MemoryTree::new("1.0");
     let id = tree.file(NodeId::ROOT, "file", "content");
-    tree.pieces.insert(id, vec![0..7]);
+    tree.launch(id, 0..7);
     let shown = Shown::new(tree, OpenPolicy::ZeroMessage);
     let held = File::open(shown.path.join("file")).unwrap();
     fs::read(shown.path.join("file")).unwrap();
@@ -108,10 +108,10 @@ fn opens_become_free_when_the_launch_is_over() {
 }
 
 #[test]
-fn the_kernel_reads_ahead_little_while_it_is_pushed_to() {
+fn the_kernel_reads_ahead_little_until_the_launch_set_is_here() {
     let mut tree = MemoryTree::new("1.0");
     let id = tree.file(NodeId::ROOT, "file", "content");
-    tree.pieces.insert(id, vec![0..7]);
+    tree.launch(id, 0..7);
     let shown = Shown::new(tree, OpenPolicy::ZeroMessage);
     let read_ahead = || {
         let mounts = crate::mounting::streamfs_mounts().unwrap();
@@ -120,8 +120,23 @@ fn the_kernel_reads_ahead_little_while_it_is_pushed_to() {
     };
     let options = MountOptions::default();
     assert_eq!(read_ahead().trim(), options.launch_read_ahead_kb.unwrap().to_string());
-    shown.mounted.launch_is_over();
+    shown.mounted.launch_set_is_here();
     assert_eq!(read_ahead().trim(), options.read_ahead_kb.unwrap().to_string());
+}
+
+#[test]
+fn of_files_that_are_read_too_much_nothing_is_pushed() {
+    let mut tree = MemoryTree::new("1.0");
+    let (small, large) = (content(8000), content(8001));
+    let id = tree.file(NodeId::ROOT, "small", small.clone());
+    tree.launch(id, 0..8000);
+    let id = tree.file(NodeId::ROOT, "large", large.clone());
+    tree.pieces.insert(id, vec![0..4096, 4096..8001]);
+    let shown = Shown::with(tree, &MountOptions { push_max_bytes: 8000, ..MountOptions::default() });
+    assert_eq!(fs::read(shown.path.join("small")).unwrap(), small);
+    assert_eq!(shown.tree.reads.load(Ordering::Relaxed), 0);
+    assert_eq!(fs::read(shown.path.join("large")).unwrap(), large);
+    assert_eq!((shown.tree.reads.load(Ordering::Relaxed), shown.mounted.statistics().pushed_bytes), (1, 8000));
 }
 
 /// While somebody reads and maps every file, and the mount goes away under them, nothing hangs and no byte is wrong.
@@ -168,7 +183,7 @@ fn whoever_opens_a_file_that_is_being_pushed_waits_for_that() {
     let bytes = content(4 << 20);
     for i in 0..16 {
         let id = tree.file(NodeId::ROOT, format!("{i}"), bytes.clone());
-        tree.pieces.insert(id, vec![0..4 << 20]);
+        tree.launch(id, 0..4 << 20);
     }
     let shown = Shown::new(tree, OpenPolicy::ZeroMessage);
     std::thread::scope(|scope| {
@@ -194,7 +209,7 @@ fn refused_read_ahead_is_never_seen() {
             let id = tree.file(NodeId::ROOT, name, bytes.clone());
             tree.pieces.insert(id, (0..200).map(|i| i * 16_384 + 4096..i * 16_384 + 12_288).collect());
         }
-        tree.later.store(true, Ordering::Relaxed);
+        tree.away.store(true, Ordering::Relaxed);
         let options = MountOptions {
             open_policy: OpenPolicy::ZeroMessage,
             declining,
