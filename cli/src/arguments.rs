@@ -133,6 +133,7 @@ mod tests {
             "unmount /mnt",
             "status --json",
             "status /mnt",
+            "status --prometheus",
             "load /srv/content/app",
             "unload /srv/content/app@1 --json",
             "verify /srv/content/app",

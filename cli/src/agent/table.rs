@@ -165,7 +165,7 @@ fn status_of(dir: &Path, shown: &Shown, state: MountState) -> MountStatus {
         newer: None,
         freshness: FreshnessReport::default(),
         revoked: false,
-        statistics: serde_json::to_value(shown.mount.statistics()).unwrap_or_default(),
+        statistics: serde_json::to_value(shown.mount.metrics()).unwrap_or_default(),
     }
 }
 

@@ -180,8 +180,9 @@ function bytesUsed() {
   const seen = new Map();
   let total = 0;
   const points = [[0, 0]];
-  for (const event of trace.events) {
-    if (event.op !== "read" || !event.ok) continue;
+  const answered = (event) => event.t + event.pages + event.blocks;
+  const reads = trace.events.filter((event) => event.op === "read" && event.ok);
+  for (const event of reads.sort((a, b) => answered(a) - answered(b))) {
     if (!seen.has(event.path)) seen.set(event.path, new Set());
     const pages = seen.get(event.path);
     const end = event.at + event.bytes;
@@ -190,16 +191,16 @@ function bytesUsed() {
       pages.add(page);
       total += Math.min(PAGE_BYTES, end - page * PAGE_BYTES);
     }
-    points.push([event.t + event.pages + event.blocks, total]);
+    points.push([answered(event), total]);
   }
-  return points.sort((a, b) => a[0] - b[0]);
+  return points;
 }
 
 function growth() {
   const [width, height, bottom] = [1200, 180, 160];
   let sum = 0;
   const curves = [
-    ["used", "read by the program, each byte once", bytesUsed()],
+    ["used", "read, the kernel's read-ahead included, each byte once", bytesUsed()],
     ["origin", "received from the origin, compressed", trace.fetched.map((sample) => [sample.t, sample.bytes])],
     ["launch_stream", "brought by the launch stream", trace.arrivals.map(({ t, bytes }) => [t, (sum += bytes)])],
   ].filter(([, , points]) => points.length > 0);
@@ -267,7 +268,7 @@ function tiles() {
     tile(`${summary.waited} / ${summary.questions}`, "questions that waited"),
     tile(String(summary.reads), "reads"),
     tile(String(summary.not_found), "names looked up in vain"),
-    tile(size(summary.bytes_read), "read by the program"),
+    tile(size(summary.bytes_read), "read, with read-ahead"),
     tile(size(summary.bytes_fetched), `received in ${summary.requests} requests`),
     tile(size(summary.bytes_streamed), "brought by the launch stream"),
     tile(size(summary.bytes_wasted), "of it never used"));

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 
@@ -52,12 +51,9 @@ impl Mount {
             offset,
             length: bytes.map_or(length as u64, |bytes| bytes.len() as u64),
         });
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        if let Answer::Ready(Ok(bytes)) = &answer {
-            self.reads_local.fetch_add(1, Ordering::Relaxed);
-            self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        } else {
-            self.bytes_read.fetch_add(length as u64, Ordering::Relaxed);
+        match &answer {
+            Answer::Ready(Ok(bytes)) => self.metrics.read(bytes.len() as u64, true),
+            _ => self.metrics.read(length as u64, false),
         }
         self.read_ahead(id, offset, length);
         answer
