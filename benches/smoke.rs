@@ -1,0 +1,63 @@
+//! Does the benchmark of first launches still work?
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_first-launch");
+
+fn run(arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).output().expect("the benchmark starts");
+    let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    (output.status.success(), said)
+}
+
+/// What the benchmark leaves behind when it is not careful.
+fn leftovers() -> Vec<PathBuf> {
+    let folders = ["/var/tmp", "/dev/shm"].map(Path::new);
+    let entries = folders.iter().flat_map(|f| std::fs::read_dir(f).expect("a folder of the machine"));
+    let paths = entries.map(|e| e.expect("a folder of the machine").path());
+    paths.filter(|p| p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"first-launch-"))).collect()
+}
+
+/// A tiny application once on the LAN; without root, a refusal that says so.
+#[test]
+fn a_small_benchmark_runs_to_its_end() {
+    let streamfs = Path::new(PROGRAM).with_file_name("streamfs");
+    assert!(streamfs.exists(), "{} is missing; build it with `cargo build --package cli`", streamfs.display());
+    if !rustix::process::geteuid().is_root() {
+        let (succeeded, said) = run(&["--smoke"]);
+        assert!(!succeeded && said.contains("needs root"), "{said}");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let json = folder.path().join("results.json");
+    let out = folder.path().join("out");
+    let before = leftovers();
+    let (succeeded, said) =
+        run(&["--smoke", "--json", json.to_str().expect("plain"), "--out", out.to_str().expect("plain")]);
+    assert!(succeeded, "{said}");
+    let left: Vec<PathBuf> = leftovers().into_iter().filter(|path| !before.contains(path)).collect();
+    assert!(left.is_empty(), "the benchmark left {left:?} behind");
+
+    let results: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&json).expect("results")).expect("results are JSON");
+    let rows = results["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 4, "{results:#}");
+    for row in rows {
+        let first = row["spread"]["first_seconds"]["median"].as_f64().expect("a time");
+        assert!(row["failure"].is_null() && first > 0.0, "{row:#}");
+    }
+    // What the product fetched is counted, and it is not the whole.
+    let row = rows.iter().find(|row| row["column"] == "streamfs-no-profile").expect("the product");
+    let bytes = row["spread"]["bytes"]["median"].as_f64().expect("bytes");
+    let archive = results["apps"]["tiny"]["archive_bytes"].as_f64().expect("bytes");
+    assert!(bytes > 0.0 && bytes < archive, "fetched {bytes} of {archive}");
+    // 20 files of 40,000 bytes, which is ten pages less 960 bytes each, and the script.
+    let pages = results["apps"]["tiny"]["page_bytes"].as_u64().expect("bytes");
+    assert!((800_000..810_000).contains(&pages), "a launch reads 800,000 bytes and a script, not {pages}");
+
+    let plot = std::fs::read_to_string(out.join("first-launch.svg")).expect("a plot");
+    assert!(plot.starts_with("<svg") && plot.contains("full download"), "{plot}");
+    let table = std::fs::read_to_string(out.join("first-launch.md")).expect("a table");
+    assert!(table.contains("| floor |"), "{table}");
+}
