@@ -75,7 +75,7 @@ impl AppName {
                  exec $app/bin/node $app/node_modules/typescript/bin/tsc --outDir $home/out $home/compile.ts\n"
             }
             AppName::Chromium => {
-                "export LD_LIBRARY_PATH=$libraries:$app/usr/lib/chromium FONTCONFIG_FILE=$home/fonts.conf\n\
+                "LD_LIBRARY_PATH=$libraries:$app/usr/lib/chromium FONTCONFIG_FILE=$home/fonts.conf \
                  $app/usr/lib/chromium/chromium --headless --no-sandbox --disable-gpu --disable-dev-shm-usage \
                  --no-first-run --disable-background-networking --disable-component-update --disable-crash-reporter \
                  --user-data-dir=$home/profile --dump-dom 'data:text/html,<p>it works</p>' > $home/page\n\
@@ -83,9 +83,9 @@ impl AppName {
             }
             AppName::Libreoffice => {
                 // Its own launcher starts it again, too, when it ends with 81.
-                "export LD_LIBRARY_PATH=$app/usr/lib/libreoffice/program:$libraries FONTCONFIG_FILE=$home/fonts.conf\n\
-                 rm -f $home/out/document.pdf\n\
-                 until $app/usr/lib/libreoffice/program/soffice.bin --headless --norestore --nologo --nodefault \
+                "rm -f $home/out/document.pdf\n\
+                 until LD_LIBRARY_PATH=$app/usr/lib/libreoffice/program:$libraries \
+                 FONTCONFIG_FILE=$home/fonts.conf $app/usr/lib/libreoffice/program/soffice.bin --headless --norestore --nologo --nodefault \
                  -env:UserInstallation=file://$home/profile --convert-to pdf --outdir $home/out $home/document.txt\n\
                  do test $? -eq 81; done\n\
                  exec test -s $home/out/document.pdf\n"

@@ -43,7 +43,7 @@ const PEER_PACKAGES: [&str; 5] = ["rclone", "httpdirfs", "sshfs", "openssh-sftp-
 
 /// Changed when a recipe of Debian packages changes. Their versions are Debian's business: a tree stays as it was
 /// built, and notes them.
-const DEBIAN_RECIPE: &str = "recipe 2";
+const DEBIAN_RECIPE: &str = "recipe 3";
 
 /// What can be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
