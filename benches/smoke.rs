@@ -1,22 +1,29 @@
 //! Does the benchmark of first launches still work?
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_first-launch");
 
-fn run(arguments: &[&str]) -> (bool, String) {
-    let output = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).output().expect("the benchmark starts");
+/// Whether it succeeded, what it said, and its process number.
+fn run(arguments: &[&str]) -> (bool, String, u32) {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the benchmark starts");
+    let pid = child.id();
+    let output = child.wait_with_output().expect("the benchmark ends");
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-    (output.status.success(), said)
+    (output.status.success(), said, pid)
 }
 
-/// What the benchmark leaves behind when it is not careful.
-fn leftovers() -> Vec<PathBuf> {
+/// What the benchmark of this process number leaves behind when it is not careful.
+fn leftovers(pid: u32) -> Vec<PathBuf> {
+    let prefix = format!("first-launch-{pid}-");
     let folders = ["/var/tmp", "/dev/shm"].map(Path::new);
     let entries = folders.iter().flat_map(|f| std::fs::read_dir(f).expect("a folder of the machine"));
-    let paths = entries.map(|e| e.expect("a folder of the machine").path());
-    paths.filter(|p| p.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b"first-launch-"))).collect()
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix))).collect()
 }
 
 /// A tiny application once on the LAN; without root, a refusal that says so.
@@ -25,18 +32,17 @@ fn a_small_benchmark_runs_to_its_end() {
     let streamfs = Path::new(PROGRAM).with_file_name("streamfs");
     assert!(streamfs.exists(), "{} is missing; build it with `cargo build --package cli`", streamfs.display());
     if !rustix::process::geteuid().is_root() {
-        let (succeeded, said) = run(&["--smoke"]);
+        let (succeeded, said, _) = run(&["--smoke"]);
         assert!(!succeeded && said.contains("needs root"), "{said}");
         return;
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
     let json = folder.path().join("results.json");
     let out = folder.path().join("out");
-    let before = leftovers();
-    let (succeeded, said) =
+    let (succeeded, said, pid) =
         run(&["--smoke", "--json", json.to_str().expect("plain"), "--out", out.to_str().expect("plain")]);
     assert!(succeeded, "{said}");
-    let left: Vec<PathBuf> = leftovers().into_iter().filter(|path| !before.contains(path)).collect();
+    let left = leftovers(pid);
     assert!(left.is_empty(), "the benchmark left {left:?} behind");
 
     let results: serde_json::Value =
@@ -60,4 +66,34 @@ fn a_small_benchmark_runs_to_its_end() {
     assert!(plot.starts_with("<svg") && plot.contains("full download"), "{plot}");
     let table = std::fs::read_to_string(out.join("first-launch.md")).expect("a table");
     assert!(table.contains("| floor |"), "{table}");
+}
+
+/// Ctrl-C in the middle ends everything it started and removes everything it made.
+#[test]
+fn an_interrupted_benchmark_leaves_nothing_behind() {
+    if !rustix::process::geteuid().is_root() {
+        // It refuses to run at all, as the test above sees.
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut command = Command::new(PROGRAM);
+    command.args(["--smoke", "--runs", "1"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env("HOME", folder.path());
+    let mut child = command.spawn().expect("the benchmark starts");
+    let mut said = BufReader::new(child.stdout.take().expect("piped"));
+    // Its servers, the network and the publisher's agent run from here on.
+    let mut line = String::new();
+    while !line.starts_with("run 1") {
+        line.clear();
+        assert!(said.read_line(&mut line).expect("text") > 0, "the benchmark ended before it was interrupted");
+    }
+    let pid = child.id();
+    let number = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(number, rustix::process::Signal::INT).expect("it runs");
+    // Whatever it started holds this pipe: its end is the end of all of them.
+    std::io::copy(&mut said, &mut std::io::sink()).expect("text");
+    let output = child.wait_with_output().expect("the benchmark ends");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(130) && errors.contains("interrupted"), "{}: {errors}", output.status);
+    assert_eq!(leftovers(pid), Vec::<PathBuf>::new());
 }
