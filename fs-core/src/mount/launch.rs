@@ -77,6 +77,13 @@ pub enum LaunchPhase {
     Failed,
 }
 
+impl LaunchPhase {
+    /// Whether parts of the launch set are still to come.
+    pub fn is_under_way(self) -> bool {
+        matches!(self, LaunchPhase::Streaming | LaunchPhase::Completing)
+    }
+}
+
 /// Counters of a mount's launch set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct LaunchStatistics {
@@ -262,9 +269,8 @@ impl Mount {
                 Error::InvalidInput(format!("version {version} has no launch set {name:?}; it has: {names}"))
             })?,
         };
-        let busy = |phase: &LaunchPhase| matches!(phase, LaunchPhase::Streaming | LaunchPhase::Completing);
         let started = self.launch.phase.send_if_modified(|phase| {
-            let start = !busy(phase);
+            let start = !phase.is_under_way();
             if start {
                 *phase = LaunchPhase::Streaming;
             }
