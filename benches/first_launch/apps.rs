@@ -10,9 +10,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::measure::timed;
+use crate::mounting::MountPoint;
 
 /// A launch that takes longer has failed. Some file systems need minutes for what takes a second locally.
 const LAUNCH_DEADLINE: Duration = Duration::from_secs(900);
+
+/// LibreOffice is still busy with its profile at the third.
+const SETTLING_LAUNCHES: usize = 4;
 
 /// One of the applications.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -71,17 +75,19 @@ impl AppName {
                  exec $app/bin/node $app/node_modules/typescript/bin/tsc --outDir $home/out $home/compile.ts\n"
             }
             AppName::Chromium => {
-                "export LD_LIBRARY_PATH=$libraries:$app/usr/lib/chromium FONTCONFIG_FILE=$home/fonts.conf\n\
+                "LD_LIBRARY_PATH=$libraries:$app/usr/lib/chromium FONTCONFIG_FILE=$home/fonts.conf \
                  $app/usr/lib/chromium/chromium --headless --no-sandbox --disable-gpu --disable-dev-shm-usage \
                  --no-first-run --disable-background-networking --disable-component-update --disable-crash-reporter \
                  --user-data-dir=$home/profile --dump-dom 'data:text/html,<p>it works</p>' > $home/page\n\
                  exec grep -q 'it works' $home/page\n"
             }
             AppName::Libreoffice => {
-                "export LD_LIBRARY_PATH=$libraries:$app/usr/lib/libreoffice/program FONTCONFIG_FILE=$home/fonts.conf\n\
-                 rm -f $home/out/document.pdf\n\
-                 $app/usr/lib/libreoffice/program/soffice.bin --headless --norestore --nologo --nodefault \
+                // Its own launcher starts it again, too, when it ends with 81.
+                "rm -f $home/out/document.pdf\n\
+                 until LD_LIBRARY_PATH=$app/usr/lib/libreoffice/program:$libraries \
+                 FONTCONFIG_FILE=$home/fonts.conf $app/usr/lib/libreoffice/program/soffice.bin --headless --norestore --nologo --nodefault \
                  -env:UserInstallation=file://$home/profile --convert-to pdf --outdir $home/out $home/document.txt\n\
+                 do test $? -eq 81; done\n\
                  exec test -s $home/out/document.pdf\n"
             }
             AppName::Tiny => "exec $app/bin/tiny\n",
@@ -131,6 +137,7 @@ pub(crate) struct App {
     pub(crate) tree: PathBuf,
     /// What tells this tree from one built anew.
     pub(crate) stamp: String,
+    home: PathBuf,
     script: PathBuf,
 }
 
@@ -155,12 +162,30 @@ impl App {
         let text = format!(
             "set -eu\napp=${{1:-${{STREAMFS_MOUNT:-}}}}\nhome={home}\nexport HOME=$home TMPDIR=$home LANG=C.UTF-8\n\
              libraries=$app/usr/lib/{multiarch}:$app/usr/lib/{multiarch}/pulseaudio:$app/lib/{multiarch}\n\
-             cd $home\n{script}",
+             cd $home\nif test -d $home/settled; then rm -rf $home/profile; cp -a $home/settled $home/profile; fi\n\
+             {script}",
             home = home.display(),
             script = name.script(),
         );
         fs::write(&script, text)?;
-        Ok(Self { name, tree, stamp, script })
+        Ok(Self { name, tree, stamp, home, script })
+    }
+
+    /// Launches it from its own tree until its home has all that first launches ever put there. Later launches find
+    /// the profile as it is then.
+    pub(crate) fn settle(&self, point: &Path) -> Result<()> {
+        let shown = MountPoint::bind(&self.tree, point)?;
+        for _ in 0..SETTLING_LAUNCHES {
+            self.launch(point)?;
+        }
+        shown.free()?;
+        let profile = self.home.join("profile");
+        if profile.exists() {
+            let mut copy = Command::new("cp");
+            copy.arg("-a").arg("--").arg(&profile).arg(self.home.join("settled"));
+            timed(&mut copy, "keeping the profile", LAUNCH_DEADLINE)?;
+        }
+        Ok(())
     }
 
     /// The arguments of a launch from `point`, program first.

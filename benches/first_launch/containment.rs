@@ -58,7 +58,8 @@ pub(crate) fn run() -> Result<ExitCode> {
 }
 
 fn folder_in(parent: &Path) -> Result<TempDir> {
-    let made = tempfile::Builder::new().prefix("first-launch-").tempdir_in(parent);
+    // With the number of this process, so that it can be told whose folder was left if it is killed.
+    let made = tempfile::Builder::new().prefix(&format!("first-launch-{}-", std::process::id())).tempdir_in(parent);
     made.with_context(|| format!("cannot make a folder in {}", parent.display()))
 }
 

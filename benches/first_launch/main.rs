@@ -151,6 +151,10 @@ impl<'a> Bench<'a> {
         }
         let open = |name: &AppName| App::open(*name, &places.target, &homes, &point);
         let apps = options.apps.iter().map(open).collect::<Result<Vec<App>>>()?;
+        for app in &apps {
+            println!("launching {} until its home is settled", app.name.name());
+            app.settle(&point)?;
+        }
         let wanted = apps.iter().map(|app| origin::bytes_wanted(&app.tree)).sum::<Result<u64>>()?;
         let content_in_memory = origin::has_room(&folders.memory, wanted)?;
         let content = if content_in_memory { &folders.memory } else { &folders.disk };

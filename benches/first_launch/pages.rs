@@ -82,8 +82,6 @@ fn record_image(app: &App, point: &Path, image: &Path) -> Result<PageSet> {
     let (_, device) = timed(Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(point), "findmnt", TOOL_DEADLINE)?;
     let mut settings = Command::new("blockdev");
     timed(settings.args(["--setra", "0"]).arg(device.trim()), "turning read-ahead off", TOOL_DEADLINE)?;
-    // What an application writes into its home at its first launch ever is not what others read later.
-    app.launch(point)?;
     let mut all = PageSet::new();
     for _ in 0..RECORDINGS {
         drop_caches()?;

@@ -363,3 +363,65 @@ pub(crate) fn run(arguments: &ShaperArguments) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether exchanges and bandwidth are what they should be is measured before every use; here is what must hold
+    /// however busy the machine is: nothing is faster than the network, and nothing is lost.
+    #[test]
+    fn a_relay_is_never_faster_than_its_network() {
+        let round_trip = Duration::from_millis(20);
+        let network = Arc::new(Network {
+            round_trip,
+            own_cost_us: AtomicU64::new(0),
+            own_connection_cost_us: AtomicU64::new(0),
+            down: Bottleneck::new(1e6, round_trip),
+            up: Bottleneck::new(1e6, round_trip),
+            stalls: Some(Stalls { every_bytes: 20_000, length: Duration::from_millis(1) }),
+            connections: AtomicU64::new(0),
+        });
+        let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let target = server.local_addr().unwrap();
+        let relay = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = relay.local_addr().unwrap();
+        let sent: Vec<u8> = (0..100_000_u32).map(|i| i as u8).collect();
+        let shared = network.clone();
+        thread::scope(|scope| {
+            scope.spawn(|| serve(&shared, relay.accept().unwrap().0, target).unwrap());
+            scope.spawn(|| {
+                let (mut stream, _) = server.accept().unwrap();
+                let mut question = [0];
+                stream.read_exact(&mut question).unwrap();
+                stream.write_all(&sent).unwrap();
+            });
+            let start = Instant::now();
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+            stream.write_all(b"?").unwrap();
+            let mut first = [0];
+            stream.read_exact(&mut first).unwrap();
+            // A connection and an exchange.
+            assert!(start.elapsed() >= round_trip * 2, "{:?}", start.elapsed());
+            let mut got = first.to_vec();
+            stream.read_to_end(&mut got).unwrap();
+            assert_eq!(got, sent);
+            let least = round_trip * 2 + Duration::from_millis(100);
+            assert!(start.elapsed() >= least, "100,000 bytes at 1 MB/s took {:?}", start.elapsed());
+        });
+        assert_eq!(network.down.carried.load(Ordering::Relaxed), 100_000);
+        assert_eq!(network.up.carried.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn connections_share_the_bottleneck() {
+        let bottleneck = Bottleneck::new(1e6, Duration::from_millis(10));
+        let now = Instant::now();
+        let leaves: Vec<Instant> = (0..4).map(|_| bottleneck.leave(10_000, now)).collect();
+        assert!(leaves[3] >= now + Duration::from_millis(40), "four times 10,000 bytes at 1 MB/s are 40 ms");
+        // 40 ms of bytes queue where 10 may.
+        bottleneck.wait_for_room();
+        assert!(Instant::now() + Duration::from_millis(10) >= leaves[3]);
+    }
+}

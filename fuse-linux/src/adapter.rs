@@ -4,17 +4,25 @@
 //! answered by itself, also by another process that serves the same version.
 
 mod attributes;
+mod declining;
 mod failures;
 mod listing;
 #[cfg(test)]
 pub(crate) mod memory_tree;
 mod opens;
+mod pushing;
+#[cfg(test)]
+mod pushing_tests;
+mod requests;
 #[cfg(test)]
 mod tests;
 mod xattrs;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +32,7 @@ use fs_core::mount::{Answer, Node};
 use fs_core::package::{NodeId, NodeKind};
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData, ReplyDirectory,
+    LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyXattr,
     Request,
 };
@@ -33,10 +41,15 @@ use tokio::runtime::Handle;
 use crate::tree::Tree;
 pub(crate) use attributes::Owner;
 use attributes::{file_attr, negative_entry};
+pub use declining::Declining;
+use declining::{Declined, is_ahead, is_beside};
 use failures::Failures;
 use listing::{ListReply, Listing, Outcome};
 pub use opens::OpenPolicy;
 use opens::{Opening, Opens};
+use pushing::Pushing;
+use requests::RequestKind;
+pub(crate) use requests::Requests;
 use xattrs::{OwnAttribute, name_list, reply_value};
 
 /// How long the kernel may keep what it was told: a pinned version never changes. 136 years; the kernel converts it
@@ -71,7 +84,59 @@ pub(crate) struct Shared<T: Tree> {
     tree: Arc<T>,
     owner: Owner,
     failures: Failures,
-    opens: Opens,
+    opens: Opens<ReplyOpen>,
+    pushing: Pushing,
+    declining: Declining,
+    declined: Declined,
+    requests: Requests,
+}
+
+/// What crossed the boundary between the kernel and this process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct BoundaryStatistics {
+    /// Requests of the kernel, by kind.
+    pub requests: BTreeMap<&'static str, u64>,
+    /// Bytes of launch sets that were put into the page cache before they were asked for.
+    pub pushed_bytes: u64,
+    /// In how many messages.
+    pub pushes: u64,
+}
+
+/// A mount as its mounter sees it, whatever tree it shows.
+pub(crate) trait Boundary: Send + Sync + std::fmt::Debug {
+    /// Gives it the way to tell the kernel something unasked.
+    fn send_by(&self, notifier: Notifier);
+    /// Whether there is a launch set and the launch is not over.
+    fn is_launching(&self) -> bool;
+    /// Ends that; false if it had ended before.
+    fn launch_is_over(&self) -> bool;
+    fn statistics(&self) -> BoundaryStatistics;
+}
+
+impl<T: Tree> std::fmt::Debug for Shared<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("requests", &self.requests).finish_non_exhaustive()
+    }
+}
+
+impl<T: Tree> Boundary for Shared<T> {
+    fn send_by(&self, notifier: Notifier) {
+        self.pushing.send_by(notifier);
+    }
+
+    fn is_launching(&self) -> bool {
+        self.pushing.is_launching()
+    }
+
+    fn launch_is_over(&self) -> bool {
+        self.declined.clear();
+        self.pushing.end()
+    }
+
+    fn statistics(&self) -> BoundaryStatistics {
+        let (pushed_bytes, pushes) = self.pushing.totals();
+        BoundaryStatistics { requests: self.requests.totals().into_iter().collect(), pushed_bytes, pushes }
+    }
 }
 
 /// One mounted version.
@@ -88,9 +153,19 @@ pub(crate) struct Adapter<T: Tree> {
 
 impl<T: Tree> Adapter<T> {
     /// Serves `tree` as `owner`'s files; what must be fetched is awaited on `runtime`.
-    pub(crate) fn new(tree: Arc<T>, owner: Owner, policy: OpenPolicy, runtime: Handle) -> Self {
+    pub(crate) fn new(
+        tree: Arc<T>,
+        owner: Owner,
+        policy: OpenPolicy,
+        push_max_bytes: u64,
+        declining: Declining,
+        runtime: Handle,
+    ) -> Self {
         let opens = Opens::new(policy == OpenPolicy::Passthrough);
-        let shared = Arc::new(Shared { tree, owner, failures: Failures::default(), opens });
+        let pushing = Pushing::new(tree.has_launch_set(), push_max_bytes);
+        let (failures, requests) = (Failures::default(), Requests::default());
+        let declined = Declined::default();
+        let shared = Arc::new(Shared { tree, owner, failures, opens, pushing, declining, declined, requests });
         Adapter {
             shared,
             runtime,
@@ -105,6 +180,11 @@ impl<T: Tree> Adapter<T> {
     pub(crate) fn without_kernel_read_ahead(mut self) -> Self {
         self.kernel_read_ahead = false;
         self
+    }
+
+    /// What others may see and do of this mount while it is served.
+    pub(crate) fn boundary(&self) -> Arc<dyn Boundary> {
+        self.shared.clone()
     }
 
     /// Hands the result to `reply`: now if it is here, from a task if it must be fetched.
@@ -135,6 +215,26 @@ impl<T: Tree> Adapter<T> {
         });
     }
 
+    /// Whether a READ is refused because the launch would wait in it for bytes that it does not need yet.
+    fn is_beside_launch_set(&self, id: NodeId, range: &Range<u64>) -> bool {
+        let Shared { tree, declining, pushing, .. } = &*self.shared;
+        if *declining != Declining::BesideLaunchSet || !pushing.is_launching() {
+            return false;
+        }
+        let pieces = tree.launch_pieces(id);
+        // A file that is open was looked up, so its size is at hand; if not, the read takes its course.
+        let Answer::Ready(Ok(node)) = tree.node(id) else { return false };
+        is_beside(range, &pieces, node.size_bytes) && self.decline(id, range)
+    }
+
+    fn decline(&self, id: NodeId, range: &Range<u64>) -> bool {
+        let declines = !self.shared.declined.is_repeated(id, range);
+        if declines {
+            self.shared.requests.count(RequestKind::DeclinedRead);
+        }
+        declines
+    }
+
     /// Look-ups of `.` and `..`: how the kernel finds a node again that it knows by number only.
     fn lookup_dot(&self, id: NodeId, parent: bool, reply: ReplyEntry) {
         if !parent {
@@ -153,6 +253,10 @@ impl<T: Tree> Adapter<T> {
             }
         }
     }
+}
+
+fn opened(reply: ReplyOpen) {
+    reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
 }
 
 fn some<A: Send + 'static>(answer: Answer<A>) -> Answer<Option<A>> {
@@ -175,8 +279,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
             // overlay.
             let offered = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok();
             if !offered || config.set_max_stack_depth(1).is_err() {
-                let shared = Arc::get_mut(&mut self.shared);
-                shared.expect("no request has been answered before INIT").opens = Opens::new(false);
+                self.shared.opens.refuse_passthrough();
             }
         }
         if !self.kernel_read_ahead {
@@ -190,6 +293,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.shared.requests.count(RequestKind::Lookup);
         let parent = NodeId(parent.0);
         match name.as_bytes() {
             b"." => self.lookup_dot(parent, false, reply),
@@ -201,6 +305,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        self.shared.requests.count(RequestKind::Getattr);
         self.answer(self.shared.tree.node(NodeId(ino.0)), move |shared, result| match result {
             Ok(node) => reply.attr(&FOR_EVER, &file_attr(&node, shared.owner)),
             Err(error) => reply.error(shared.failures.answer("getattr", ino.0, &error)),
@@ -208,6 +313,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.shared.requests.count(RequestKind::Readlink);
         self.answer(self.shared.tree.read_link(NodeId(ino.0)), move |shared, result| match result {
             Ok(target) => reply.data(&target),
             Err(error) => reply.error(shared.failures.answer("readlink", ino.0, &error)),
@@ -215,21 +321,36 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if self.zero_message_open && !self.shared.opens.enabled() {
+        self.shared.requests.count(RequestKind::Open);
+        let Shared { opens, pushing, tree, .. } = &*self.shared;
+        if self.zero_message_open && !opens.passthrough() && !pushing.needs_opens() && opens.is_quiet() {
             return reply.error(Errno::ENOSYS);
         }
         let id = NodeId(ino.0);
-        let opening =
-            self.shared.opens.open(id, || self.shared.tree.complete_file(id), |file| reply.open_backing(file));
-        match opening {
-            Opening::Cached => {
-                reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
+        let mut due = Vec::new();
+        let wants_push = || {
+            due = pushing.due(tree, id);
+            !due.is_empty()
+        };
+        let register = |reply: &ReplyOpen, file: &File| reply.open_backing(file);
+        match opens.open(id, reply, || tree.complete_file(id), register, wants_push) {
+            Opening::Cached(reply) => opened(reply),
+            Opening::PushFirst(reply) => {
+                pushing.push(tree, id, &due);
+                let waited = opens.pushed(id);
+                [reply].into_iter().chain(waited).for_each(opened);
             }
+            Opening::Kept => {}
             // The kernel refuses KEEP_CACHE here: passthrough has no cache of this mount's.
-            Opening::Passthrough(backing) => {
+            Opening::Passthrough(reply, backing) => {
                 reply.opened_passthrough(FileHandle(0), FopenFlags::FOPEN_NOFLUSH, &backing);
             }
         }
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
+        self.shared.requests.count(RequestKind::Forget);
+        self.shared.pushing.forgotten(NodeId(ino.0));
     }
 
     fn read(
@@ -239,17 +360,30 @@ impl<T: Tree> Filesystem for Adapter<T> {
         _: FileHandle,
         offset: u64,
         size: u32,
-        _: OpenFlags,
+        flags: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.answer(self.shared.tree.read(NodeId(ino.0), offset, size as usize), move |shared, result| match result {
+        self.shared.requests.count(RequestKind::Read);
+        let id = NodeId(ino.0);
+        let range = offset..offset.saturating_add(size.into());
+        let refusable = is_ahead(&range) && flags.0 & libc::O_DIRECT == 0;
+        if refusable && self.shared.declining == Declining::EverythingAhead && self.decline(id, &range) {
+            return reply.error(Errno::EAGAIN);
+        }
+        let answer = self.shared.tree.read(id, offset, size as usize);
+        if refusable && matches!(answer, Answer::Later(_)) && self.is_beside_launch_set(id, &range) {
+            // What it would wait for is not asked for: a future does nothing before it is polled.
+            return reply.error(Errno::EAGAIN);
+        }
+        self.answer(answer, move |shared, result| match result {
             Ok(bytes) => reply.data(&bytes),
             Err(error) => reply.error(shared.failures.answer("read", ino.0, &error)),
         });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.shared.requests.count(RequestKind::Flush);
         // Nothing is ever written; the kernel does not ask again.
         reply.error(Errno::ENOSYS);
     }
@@ -264,6 +398,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        self.shared.requests.count(RequestKind::Release);
         self.shared.opens.release(NodeId(ino.0));
         reply.ok();
     }
@@ -273,6 +408,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn opendir(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.shared.requests.count(RequestKind::Opendir);
         if self.zero_message_opendir {
             return reply.error(Errno::ENOSYS);
         }
@@ -280,10 +416,12 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.shared.requests.count(RequestKind::Readdir);
         self.list(ino, offset, reply);
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        self.shared.requests.count(RequestKind::Readdirplus);
         self.list(ino, offset, reply);
     }
 
@@ -292,12 +430,14 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.shared.requests.count(RequestKind::Statfs);
         let totals = self.shared.tree.totals();
         let blocks = totals.bytes.div_ceil(STATFS_BLOCK_BYTES.into());
         reply.statfs(blocks, 0, 0, totals.nodes, 0, STATFS_BLOCK_BYTES, NAME_MAX_BYTES, STATFS_BLOCK_BYTES);
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.shared.requests.count(RequestKind::Getxattr);
         let id = NodeId(ino.0);
         match OwnAttribute::of(name.as_bytes()) {
             None => {
@@ -322,6 +462,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.shared.requests.count(RequestKind::Listxattr);
         self.answer(self.shared.tree.xattrs(NodeId(ino.0)), move |shared, result| match result {
             Ok(all) => reply_value(reply, &name_list(&all), size),
             Err(error) => reply.error(shared.failures.answer("listxattr", ino.0, &error)),
@@ -330,6 +471,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
 
     /// Only reached on mounts without `default_permissions`: with it the kernel decides by itself.
     fn access(&self, _: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        self.shared.requests.count(RequestKind::Access);
         if mask.contains(AccessFlags::W_OK) {
             return reply.error(Errno::EROFS);
         }
@@ -342,6 +484,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.shared.requests.count(RequestKind::Lseek);
         let data = match whence {
             libc::SEEK_DATA => true,
             libc::SEEK_HOLE => false,

@@ -11,8 +11,11 @@
 //! absent names, link targets, listings and pages. No callback waits on the network: what is not on this machine
 //! becomes a task on the runtime, and the FUSE thread goes on to the next request.
 //!
-//! This crate fetches nothing, trusts nothing and caches nothing; it keeps no state that an answer depends on, apart
-//! from which files the kernel reads without asking ([`OpenPolicy::Passthrough`]).
+//! While a version with a launch set is being launched, what the launch will read goes into the page cache unasked
+//! ([`MountOptions::push_max_bytes`]), and read-ahead that would hold it up is refused ([`Declining`]).
+//!
+//! This crate fetches nothing, trusts nothing and caches nothing; it keeps no state that the content of an answer
+//! depends on, apart from which files the kernel reads without asking ([`OpenPolicy::Passthrough`]).
 
 #![cfg(target_os = "linux")]
 
@@ -23,6 +26,6 @@ pub mod mounting;
 pub mod supervisor;
 mod tree;
 
-pub use adapter::OpenPolicy;
+pub use adapter::{BoundaryStatistics, Declining, OpenPolicy};
 pub use mounter::{MountOptions, Mounted, Mounter};
 pub use mounting::{MountError, Result};

@@ -21,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::adapter::{Adapter, OpenPolicy, Owner};
+use crate::adapter::{Adapter, Boundary, BoundaryStatistics, Declining, OpenPolicy, Owner};
 use crate::mounting::executor::{Done, Executor, Request, resolve};
 use crate::mounting::{MountError, MountSpec, Result, table};
 use crate::supervisor::{SOCKET_VARIABLE, ask};
@@ -42,6 +42,15 @@ pub struct MountOptions {
     /// The kernel's read-ahead in KiB, if it is to be set; takes effect only where this process may write
     /// `/sys/class/bdi`. 1 MiB is the kernel's largest read request; 128 KiB is its default.
     pub read_ahead_kb: Option<u32>,
+    /// The same while parts of a launch set may have to be fetched: until [`Mounted::launch_set_is_here`] or
+    /// [`Mounted::launch_is_over`].
+    pub launch_read_ahead_kb: Option<u32>,
+    /// Parts of files that the version's launch set names are handed to the kernel when the file is opened, before
+    /// anybody reads them, if of that file they are no more bytes than this. 0 hands nothing over. Without a launch set
+    /// this changes nothing.
+    pub push_max_bytes: u64,
+    /// Which reads of more than a page are refused, after which the kernel asks for single pages.
+    pub declining: Declining,
     /// How opening a file is answered.
     pub open_policy: OpenPolicy,
     /// Whether the kernel shall read nothing ahead and nothing without asking, so that it asks for exactly the pages
@@ -60,6 +69,9 @@ impl Default for MountOptions {
             allow_other: false,
             threads: (2 * cores).min(4),
             read_ahead_kb: Some(1024),
+            launch_read_ahead_kb: Some(16),
+            push_max_bytes: 8 << 20,
+            declining: Declining::BesideLaunchSet,
             open_policy: OpenPolicy::permitted(),
             exact_reads: false,
             nonempty: false,
@@ -102,6 +114,32 @@ impl Mounted {
         self.connection.ended.borrow().is_some() || self.connection.ended.has_changed().is_err()
     }
 
+    /// Lets the kernel read ahead as it does without a launch set: nothing of the launch set is away any more, so
+    /// neighbours of what is read cost no round trip. To be called as soon as that is known.
+    pub fn launch_set_is_here(&self) {
+        if let (true, Some(kb)) =
+            (self.connection.boundary.is_launching(), self.connection.served.options().read_ahead_kb)
+        {
+            set_read_ahead(self.mount_id, kb);
+        }
+    }
+
+    /// Tells the adapter that what the launch set says of what will be read has served its purpose: nothing is pushed
+    /// into the page cache from now on, opens may become cheaper, and the kernel reads ahead as it does without a
+    /// launch set. Before this is called nothing is wrong, only slower than it could be.
+    pub fn launch_is_over(&self) {
+        if self.connection.boundary.launch_is_over()
+            && let Some(kb) = self.connection.served.options().read_ahead_kb
+        {
+            set_read_ahead(self.mount_id, kb);
+        }
+    }
+
+    /// What crossed the boundary between the kernel and this process since the mount was made.
+    pub fn statistics(&self) -> BoundaryStatistics {
+        self.connection.boundary.statistics()
+    }
+
     /// Whether the mount is still in the mount table: false after a remount or an unmount, also from outside.
     pub fn is_attached(&self) -> bool {
         matches!(table::find(self.mount_id), Ok(Some(_)))
@@ -113,6 +151,7 @@ impl Mounted {
 struct Connection {
     served: Arc<dyn Serve>,
     ended: Ended,
+    boundary: Arc<dyn Boundary>,
 }
 
 type Ended = watch::Receiver<Option<Result<()>>>;
@@ -120,7 +159,7 @@ type Ended = watch::Receiver<Option<Result<()>>>;
 /// A version with all that is needed to serve it over one more connection.
 trait Serve: Send + Sync + std::fmt::Debug {
     /// Answers INIT and starts the threads.
-    fn start(&self, device: OwnedFd) -> io::Result<Ended>;
+    fn start(&self, device: OwnedFd) -> io::Result<(Ended, Arc<dyn Boundary>)>;
     fn options(&self) -> &MountOptions;
     fn identity(&self) -> &Identity;
 }
@@ -138,13 +177,18 @@ impl<T: Tree> std::fmt::Debug for Version<T> {
 }
 
 impl<T: Tree> Serve for Version<T> {
-    fn start(&self, device: OwnedFd) -> io::Result<Ended> {
+    fn start(&self, device: OwnedFd) -> io::Result<(Ended, Arc<dyn Boundary>)> {
         let owner = Owner { uid: self.options.uid, gid: self.options.gid };
-        let policy = if self.options.exact_reads { OpenPolicy::ZeroMessage } else { self.options.open_policy };
-        let mut adapter = Adapter::new(self.tree.clone(), owner, policy, self.runtime.clone());
-        if self.options.exact_reads {
+        let MountOptions { open_policy, push_max_bytes, declining, exact_reads, .. } = self.options;
+        let (policy, push) = match exact_reads {
+            true => (OpenPolicy::ZeroMessage, 0),
+            false => (open_policy, push_max_bytes),
+        };
+        let mut adapter = Adapter::new(self.tree.clone(), owner, policy, push, declining, self.runtime.clone());
+        if exact_reads {
             adapter = adapter.without_kernel_read_ahead();
         }
+        let boundary = adapter.boundary();
         let mut config = fuser::Config::default();
         config.n_threads = Some(self.options.threads.max(1));
         // A clone's end would abort the requests that were read through it.
@@ -152,6 +196,7 @@ impl<T: Tree> Serve for Version<T> {
         // The kernel restricts who may use the mount; fuser compares with this process's user, who need not be it.
         config.acl = SessionACL::All;
         let session = Session::from_fd(adapter, device, SessionACL::All, config)?;
+        boundary.send_by(session.notifier());
         let (end, ended) = watch::channel(None);
         thread::Builder::new().name("streamfs-session".into()).spawn(move || {
             let result = session.run().map_err(|error| MountError::Protocol {
@@ -160,7 +205,7 @@ impl<T: Tree> Serve for Version<T> {
             // Whoever asked may be gone.
             let _ = end.send(Some(result));
         })?;
-        Ok(ended)
+        Ok((ended, boundary))
     }
 
     fn options(&self) -> &MountOptions {
@@ -313,7 +358,7 @@ impl Mounter {
         let device =
             device.ok_or_else(|| MountError::Protocol { reason: "a new connection came without descriptor".into() })?;
         let started = served.start(device).map_err(|error| MountError::system("serve", &dir, error));
-        let (mount_id, ended) = match done {
+        let (mount_id, (ended, boundary)) = match done {
             Done::Detached => {
                 let ended = started?;
                 match self.ask(Request::Attach { dir: dir.clone(), replaces, lazy })? {
@@ -331,10 +376,12 @@ impl Mounter {
             },
             other => return Err(unexpected(&other)),
         };
-        if let Some(kb) = served.options().read_ahead_kb.filter(|_| !served.options().exact_reads) {
+        let options = served.options();
+        let read_ahead = if boundary.is_launching() { options.launch_read_ahead_kb } else { options.read_ahead_kb };
+        if let Some(kb) = read_ahead.filter(|_| !options.exact_reads) {
             set_read_ahead(mount_id, kb);
         }
-        Ok(Mounted { dir, mount_id, connection: Arc::new(Connection { served, ended }) })
+        Ok(Mounted { dir, mount_id, connection: Arc::new(Connection { served, ended, boundary }) })
     }
 
     fn ask(&self, request: Request) -> Result<(Done, Option<OwnedFd>)> {

@@ -2,6 +2,7 @@
 //! which the tests drive the adapter through a real kernel.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,6 +21,9 @@ pub(crate) trait Tree: Send + Sync + 'static {
     fn seek(self: &Arc<Self>, id: NodeId, offset: u64, data: bool) -> Answer<Option<u64>>;
     fn cached_bytes(self: &Arc<Self>, id: NodeId) -> Answer<u64>;
     fn complete_file(self: &Arc<Self>, id: NodeId) -> Option<File>;
+    fn peek(self: &Arc<Self>, id: NodeId, range: Range<u64>) -> Option<Bytes>;
+    fn launch_pieces(&self, id: NodeId) -> Vec<Range<u64>>;
+    fn has_launch_set(&self) -> bool;
     fn totals(&self) -> Totals;
     fn identity(&self) -> &Identity;
 }
@@ -63,6 +67,18 @@ impl Tree for Mount {
 
     fn complete_file(self: &Arc<Self>, id: NodeId) -> Option<File> {
         Mount::complete_file(self, id)
+    }
+
+    fn peek(self: &Arc<Self>, id: NodeId, range: Range<u64>) -> Option<Bytes> {
+        Mount::peek(self, id, range)
+    }
+
+    fn launch_pieces(&self, id: NodeId) -> Vec<Range<u64>> {
+        Mount::launch_pieces(self, id)
+    }
+
+    fn has_launch_set(&self) -> bool {
+        Mount::has_launch_set(self)
     }
 
     fn totals(&self) -> Totals {

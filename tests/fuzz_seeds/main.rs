@@ -4,6 +4,7 @@
 //! `STREAMFS_WRITE_SEEDS=1 cargo test -p tests --test fuzz_seeds` writes them anew.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +12,10 @@ use bytes::Bytes;
 use fs_core::config::Settings;
 use fs_core::location::PackageLocation;
 use fs_core::package::block::{BLOCK_MAX_BYTES, decompress};
-use fs_core::package::descriptor::{Descriptor, PageTree, TreeRef};
+use fs_core::package::descriptor::{Descriptor, LaunchRef, PageTree, TreeRef};
+use fs_core::package::launch::{BodyDecoder, LAUNCH_INDEX_MAX_BYTES, parse_index};
 use fs_core::package::pack;
+use fs_core::package::profile::Profile;
 use fs_core::package::tree::PAGE_MAX_BYTES;
 use fs_core::package::tree::page::{Page, PageKind};
 use fs_core::trust::head::Head;
@@ -21,13 +24,15 @@ use tests::Streamfs;
 /// Whether a target's parser accepts a seed.
 type Accepts = fn(&[u8]) -> bool;
 
-const TARGETS: [(&str, Accepts); 7] = [
+const TARGETS: [(&str, Accepts); 9] = [
     ("block_decode", |seed| block(seed).is_some()),
     ("config", |seed| std::str::from_utf8(seed).is_ok_and(|text| Settings::parse(text).is_ok())),
     ("descriptor", |seed| Descriptor::parse(seed, "seed").is_ok()),
     ("head_bundle", |seed| Head::parse(&Bytes::copy_from_slice(seed)).is_ok()),
+    ("launch_object", |seed| launch_object(seed).is_some()),
     ("location", |seed| std::str::from_utf8(seed).is_ok_and(|text| text.parse::<PackageLocation>().is_ok())),
     ("pack_index", |seed| pack::parse(seed, "seed").is_ok()),
+    ("profile", |seed| Profile::parse(seed, "seed").is_ok()),
     ("tree_page", |seed| page(seed).is_some()),
 ];
 
@@ -35,6 +40,15 @@ const TARGETS: [(&str, Accepts); 7] = [
 fn block(seed: &[u8]) -> Option<Vec<u8>> {
     let (length, stored) = seed.split_first_chunk::<4>()?;
     decompress(stored, u32::from_le_bytes(*length) as usize, BLOCK_MAX_BYTES).ok()
+}
+
+/// The index's length, the index and the body, as the target reads them.
+fn launch_object(seed: &[u8]) -> Option<()> {
+    let (length, rest) = seed.split_first_chunk::<4>()?;
+    let (index, body) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+    let mut decoder = BodyDecoder::new(&parse_index(index, "seed").ok()?, "seed").ok()?;
+    decoder.feed(body, &mut |_, _| ()).ok()?;
+    decoder.finish().ok()
 }
 
 fn page(bytes: &[u8]) -> Option<Page> {
@@ -108,6 +122,18 @@ fn made() -> Seeds {
     for (kind, page) in pages(&package, &descriptor.tree) {
         add("tree_page", kind, &page);
     }
+    let recording = user.home().join("recording");
+    fs::write(&recording, PROFILE).expect("a folder of the test");
+    add("profile", "small", PROFILE.as_bytes());
+    let launched = user.folder("content").join("launched");
+    let arguments = ["publish", "--version", "1.0", "--json", "--profile"].map(OsStr::new);
+    user.ok(arguments.into_iter().chain([recording.as_os_str(), source.as_os_str(), launched.as_os_str()]));
+    let (descriptor, set) = launch_set(&launched);
+    add("descriptor", "launch", &descriptor);
+    let object = fs::read(launched.join(set.path().as_str())).expect("a launch object");
+    let (index, body) = object.split_at(set.index.stored as usize);
+    let index = decompress(index, set.index.length as usize, LAUNCH_INDEX_MAX_BYTES).expect("an index");
+    add("launch_object", "small", &[&set.index.length.to_le_bytes(), &index[..], body].concat());
     add("config", "full", CONFIG.as_bytes());
     for (name, text) in [("folder", "/srv/content/app@1.0"), ("web", "https://host:8443/content/app@stable")] {
         add("location", name, text.as_bytes());
@@ -132,6 +158,24 @@ fn sample(root: &Path) {
     let many: Vec<u8> = (0..200_000_u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
     fs::write(root.join("many blocks"), many).expect("a folder of the test");
 }
+
+/// The only descriptor of a package and its only launch set.
+fn launch_set(package: &Path) -> (Vec<u8>, LaunchRef) {
+    let entry = fs::read_dir(package.join("descriptors")).expect("a published package").next().expect("a descriptor");
+    let bytes = fs::read(entry.expect("a descriptor").path()).expect("a descriptor");
+    let set = Descriptor::parse(&bytes, "published").expect("a descriptor").launch[0].clone();
+    (bytes, set)
+}
+
+const PROFILE: &str = r#"{"streamfs_profile":1,"package":"launched","version":"1.0","name":"app"}
+{"t":0,"lookup":"/text"}
+{"t":10,"read":"/text","at":0,"bytes":2000}
+{"t":20,"lookup":{"hex":"2fff"}}
+{"t":30,"read":"/many blocks","at":8192,"bytes":4096}
+{"t":40,"readlink":"/link"}
+{"t":50,"xattrs":"/raw"}
+{"t":60,"list":"/"}
+"#;
 
 /// One page of each kind.
 fn pages(package: &Path, tree: &TreeRef) -> BTreeMap<&'static str, Vec<u8>> {

@@ -3,12 +3,14 @@
 //!
 //! Nothing is installed: what Debian packages is unpacked. So no test and no benchmark changes the machine.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
 
-use crate::steps::output;
+use crate::steps::{output, succeed};
 use crate::{debian, setup, target_dir, trees};
 
 /// Pinned with everything they need.
@@ -30,9 +32,10 @@ const PYTHON_PACKAGES: [&str; 15] = [
     "tzdata==2025.2",
 ];
 
-const CHROMIUM_PACKAGES: [&str; 2] = ["chromium", "chromium-common"];
+/// With fonts, without which there is no text to lay out.
+const CHROMIUM_PACKAGES: [&str; 3] = ["chromium", "chromium-common", "fonts-dejavu-core"];
 
-/// With fonts, without which a document has no text to lay out.
+/// With fonts as well.
 const LIBREOFFICE_PACKAGES: [&str; 2] = ["libreoffice-writer-nogui", "fonts-dejavu-core"];
 
 /// Programs that do something similar, and what they need on the server's side.
@@ -40,7 +43,7 @@ const PEER_PACKAGES: [&str; 5] = ["rclone", "httpdirfs", "sshfs", "openssh-sftp-
 
 /// Changed when a recipe of Debian packages changes. Their versions are Debian's business: a tree stays as it was
 /// built, and notes them.
-const DEBIAN_RECIPE: &str = "recipe 1";
+const DEBIAN_RECIPE: &str = "recipe 3";
 
 /// What can be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -81,20 +84,40 @@ fn build(app: App) -> Result<()> {
     match app {
         App::Python => trees::python(&apps, &PYTHON_PACKAGES, "import numpy, scipy.stats, pandas, matplotlib.pyplot"),
         App::Node => trees::node(&target.join("test-trees")),
-        App::Chromium => unpacked("chromium", &CHROMIUM_PACKAGES, &["usr/lib/chromium/chromium"]),
+        App::Chromium => unpacked("chromium", &CHROMIUM_PACKAGES, &["usr/lib/chromium/chromium"], |_| Ok(())),
         App::Libreoffice => {
-            unpacked("libreoffice", &LIBREOFFICE_PACKAGES, &["usr/lib/libreoffice/program/soffice.bin"])
+            let programs = ["usr/lib/libreoffice/program/soffice.bin"];
+            unpacked("libreoffice", &LIBREOFFICE_PACKAGES, &programs, make_libreoffice_relocatable)
         }
-        App::Peers => unpacked("peers", &PEER_PACKAGES, &["usr/bin/rclone", "usr/bin/httpdirfs", "usr/bin/casync"]),
+        App::Peers => {
+            let programs = ["usr/bin/rclone", "usr/bin/httpdirfs", "usr/bin/sshfs", "usr/bin/casync"];
+            unpacked("peers", &PEER_PACKAGES, &programs, |_| Ok(()))
+        }
     }
 }
 
+/// What its packages' scripts would do at installation, and what its makers ship: paths relative to the program.
+fn make_libreoffice_relocatable(tree: &Path) -> Result<()> {
+    let office = tree.join("usr/lib/libreoffice");
+    let registry = tree.join("etc/libreoffice/registry");
+    succeed(Command::new("cp").args(["-a", "--"]).arg(office.join("share/.registry/.")).arg(registry))?;
+    let settings = office.join("program/fundamentalrc");
+    let text = fs::read_to_string(&settings).with_context(|| format!("cannot read {}", settings.display()))?;
+    let (base, layers) = ("BRAND_BASE_DIR=file:///usr/lib/libreoffice\n", "file:///etc/libreoffice/registry");
+    if !text.contains(base) || !text.contains(layers) {
+        bail!("{} is not as expected: another version may need another recipe", settings.display());
+    }
+    let text = text.replace(base, "BRAND_BASE_DIR=${ORIGIN}/..\n").replace(layers, "${BRAND_BASE_DIR}/share/registry");
+    fs::write(&settings, text).with_context(|| format!("cannot write {}", settings.display()))
+}
+
 /// A tree of Debian packages whose `programs` must find all their libraries in it or on the machine.
-fn unpacked(name: &str, packages: &[&str], programs: &[&str]) -> Result<()> {
+fn unpacked(name: &str, packages: &[&str], programs: &[&str], finish: fn(&Path) -> Result<()>) -> Result<()> {
     let recipe = format!("{DEBIAN_RECIPE}\n{}\n", packages.join("\n"));
     let multiarch = format!("{}-linux-gnu", std::env::consts::ARCH);
     trees::build(&target_dir()?.join("bench-apps"), name, &recipe, |tree| {
         debian::unpack(tree, packages)?;
+        finish(tree)?;
         for program in programs {
             let path = tree.join(program);
             let folder = path.parent().context("programs lie in folders")?;

@@ -13,9 +13,17 @@ use crate::steps::{output, succeed};
 /// Where the tree notes which packages it holds, in the form `name_version_architecture.deb`.
 pub(crate) const PACKAGE_LIST: &str = "PACKAGES";
 
-/// Unpacks `packages` into `tree`, together with what they need and this machine lacks.
+/// What every Debian has, which must match its loader and its C library; and what libraries name as needed for drawing
+/// by a graphics card, which is larger than the applications.
+const LEFT_OUT: [&str; 8] =
+    ["libc6", "libcrypt1", "libgcc-s1", "libstdc++6", "libgl1-mesa-dri", "libllvm15", "libsystemd-shared", "libz3-4"];
+
+/// Beginnings of names of packages that are parts of an application and not programs of their own.
+const PARTS: [&str; 6] = ["lib", "fonts-", "fontconfig-config", "uno-libs", "ure", "xkb-data"];
+
+/// Unpacks `packages` into `tree`, together with the libraries that they need, whatever this machine has.
 pub(crate) fn unpack(tree: &Path, packages: &[&str]) -> Result<()> {
-    let wanted = with_what_is_missing(packages)?;
+    let wanted = with_libraries(packages)?;
     let work = tempfile::tempdir().context("cannot make a temporary folder")?;
     // apt-get downloads as a user of its own, who must be able to write here.
     fs::set_permissions(work.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
@@ -45,11 +53,14 @@ pub(crate) fn unpack(tree: &Path, packages: &[&str]) -> Result<()> {
     make_links_relative(tree, tree)
 }
 
-/// `packages`, and what apt-get would install with them on this machine.
-fn with_what_is_missing(packages: &[&str]) -> Result<BTreeSet<String>> {
+/// `packages`, and the libraries that apt-get would install with them on a machine that has nothing.
+fn with_libraries(packages: &[&str]) -> Result<BTreeSet<String>> {
+    // An empty file: as if nothing were installed. So the tree does not depend on what happens to be here.
+    let nothing = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
     let simulate = || {
         let mut command = Command::new("apt-get");
-        output(command.args(["-qq", "install", "--simulate", "--no-install-recommends"]).args(packages))
+        command.args(["-qq", "install", "--simulate", "--no-install-recommends", "--option"]);
+        output(command.arg(format!("Dir::State::status={}", nothing.path().display())).args(packages))
     };
     let said = match simulate() {
         Ok(said) => said,
@@ -59,10 +70,19 @@ fn with_what_is_missing(packages: &[&str]) -> Result<BTreeSet<String>> {
             simulate()?
         }
     };
-    let mut wanted: BTreeSet<String> = packages.iter().map(|p| (*p).to_owned()).collect();
     let lines = said.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
-    wanted.extend(lines.map(str::to_owned));
+    let mut wanted: BTreeSet<String> = lines.filter(|name| is_part(name)).map(str::to_owned).collect();
+    wanted.extend(packages.iter().map(|p| (*p).to_owned()));
     Ok(wanted)
+}
+
+/// Whether a package of this name belongs into an application's tree.
+fn is_part(name: &str) -> bool {
+    let of_perl = name.starts_with("libperl") || name.ends_with("-perl");
+    PARTS.iter().any(|part| name.starts_with(part))
+        && !of_perl
+        && !name.starts_with("libpam")
+        && !LEFT_OUT.contains(&name)
 }
 
 /// Packages link to absolute paths, which in the tree mean something of the machine: such links are made to point
@@ -93,6 +113,12 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn libraries_belong_into_a_tree_and_the_machines_own_do_not() {
+        assert!(["libgtk-3-0", "ure", "libreoffice-common", "fonts-opensymbol"].into_iter().all(is_part));
+        assert!(!["libc6", "dpkg", "perl", "libperl5.36", "systemd", "libpam0g"].into_iter().any(is_part));
+    }
 
     #[test]
     fn links_to_what_the_tree_holds_stay_within_it() {

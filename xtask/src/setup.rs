@@ -25,6 +25,11 @@ const NEEDED: &[(Probe, &str)] = &[
     (Probe::Program("fusermount3"), "fuse3"),
     (Probe::Program("nginx"), "nginx-light"),
     (Probe::Program("openssl"), "openssl"),
+    // The benchmark of first launches, whose working is tested: what is downloaded whole, and the file system of which
+    // it is asked what a launch reads.
+    (Probe::Program("curl"), "curl"),
+    (Probe::Program("zstd"), "zstd"),
+    (Probe::Program("mkfs.ext4"), "e2fsprogs"),
     (Probe::File("/etc/ssl/certs/ca-certificates.crt"), "ca-certificates"),
     (Probe::File("/usr/bin/python3.11"), "python3.11"),
     (Probe::PythonModule("pip"), "python3-pip"),

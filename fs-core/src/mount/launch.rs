@@ -110,6 +110,8 @@ struct Counters {
 #[derive(Debug)]
 pub(super) struct LaunchState {
     set: RwLock<Option<Known>>,
+    /// Parts of files that launches read, known otherwise.
+    learned: RwLock<HashMap<NodeId, Vec<Range<u64>>>>,
     receivers: RwLock<Vec<ReceiverRef>>,
     phase: watch::Sender<LaunchPhase>,
     counters: Counters,
@@ -135,6 +137,7 @@ impl Default for LaunchState {
     fn default() -> Self {
         Self {
             set: RwLock::default(),
+            learned: RwLock::default(),
             receivers: RwLock::default(),
             phase: watch::Sender::new(LaunchPhase::None),
             counters: Counters::default(),
@@ -198,13 +201,24 @@ impl Mount {
     /// Parts of the file `node` that starting the application reads, by position; empty if none is known.
     pub fn launch_pieces(&self, node: NodeId) -> Vec<Range<u64>> {
         let set = self.launch.set.read();
-        set.as_ref().and_then(|set| set.pieces.get(&node).cloned()).unwrap_or_default()
+        let published = set.as_ref().and_then(|set| set.pieces.get(&node).cloned());
+        published.or_else(|| self.launch.learned.read().get(&node).cloned()).unwrap_or_default()
     }
 
-    /// Whether the version has a launch set: then what is read ahead of the application is known better than by
-    /// guessing.
+    /// Adds to what is known of the launch from elsewhere than the version itself, such as a recording made on this
+    /// machine.
+    pub fn learn_launch_pieces(&self, learned: impl IntoIterator<Item = (NodeId, Range<u64>)>) {
+        let mut pieces = self.launch.learned.write();
+        for (node, piece) in learned {
+            let of_file = pieces.entry(node).or_default();
+            let at = of_file.partition_point(|known| known.start < piece.start);
+            of_file.insert(at, piece);
+        }
+    }
+
+    /// Whether a launch set is known: then what is read ahead of the application is known better than by guessing.
     pub fn has_launch_set(&self) -> bool {
-        !self.descriptor.launch.is_empty()
+        !self.descriptor.launch.is_empty() || !self.launch.learned.read().is_empty()
     }
 
     /// How bringing the launch set goes, to be waited upon.
@@ -441,7 +455,7 @@ impl Worker {
             let mount = mount.clone();
             tokio::task::spawn_blocking(move || keep_blocks(&mount, &to_keep))
         };
-        let decode = Decode { mount, fetcher, entries, stream, keep, next: 0, fresh: 0, repeated: 0 };
+        let decode = Decode { mount, fetcher, entries, stream, keep, next: 0, probing: true, fresh: 0, repeated: 0 };
         let decoder = tokio::task::spawn_blocking(move || decode.run(queue, &whence));
         let ended = tokio::spawn(async move {
             let outcome = decoder.await.unwrap_or(Err(Stop::Failed(Error::Cancelled)));
@@ -465,7 +479,9 @@ struct Decode {
     stream: Arc<Arriving>,
     keep: SyncSender<ToKeep>,
     next: usize,
-    /// Bytes that were not here, and bytes that were, among the first [`PROBE_BYTES`].
+    /// Whether it is still to be found out if most of it is here.
+    probing: bool,
+    /// Bytes that were not here, and bytes that were.
     fresh: u64,
     repeated: u64,
 }
@@ -481,13 +497,11 @@ impl Decode {
                 tracing::warn!(%error, "a launch stream came damaged; its blocks are fetched singly");
                 return Err(Stop::Singly(self.next));
             }
-            let probed = self.fresh + self.repeated;
-            if probed >= PROBE_BYTES {
-                if self.repeated * 10 > probed * 7 {
+            if self.probing && self.fresh + self.repeated >= PROBE_BYTES {
+                self.probing = false;
+                if self.repeated * 10 > (self.fresh + self.repeated) * 7 {
                     return Err(Stop::Singly(self.next));
                 }
-                // Enough is known; from now on nothing more is counted.
-                (self.fresh, self.repeated) = (0, 0);
             }
         }
         // What broke off is told by the stream; what is merely short, here.
@@ -517,11 +531,15 @@ impl Decode {
                 let waited = self.fetcher.stream_brought(&self.stream, index, Some((hash, &bytes)), true);
                 if let Some((blob, offset_in_blob)) = place.home {
                     debug_assert_eq!(offset_in_blob, *offset);
-                    let known = self.fetcher.cache().on_disk(&blob, *offset, bytes.len() as u32, &hash).is_some();
-                    let counted = if known { &mut self.repeated } else { &mut self.fresh };
-                    *counted += bytes.len() as u64;
+                    let length = bytes.len() as u64;
+                    // Looking for copies in other files costs as much as storing one.
+                    let known = match self.probing {
+                        true => self.fetcher.cache().on_disk(&blob, *offset, length as u32, &hash).is_some(),
+                        false => blob.is_verified(&(*offset..*offset + length)),
+                    };
+                    *(if known { &mut self.repeated } else { &mut self.fresh }) += length;
                     if known {
-                        counters.repeated.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        counters.repeated.fetch_add(length, Ordering::Relaxed);
                     }
                     let to_keep = ToKeep { node: *node, offset: *offset, blob, hash, block: bytes };
                     // The keeper ends only with this thread.

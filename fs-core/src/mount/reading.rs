@@ -68,6 +68,13 @@ impl Mount {
         }
     }
 
+    /// The bytes of `range` of the file `id`, as far as the file goes, if all of them are on this machine. Never fetches
+    /// anything, and tells nobody: whoever looks ahead of a program is not the program.
+    pub fn peek(&self, id: NodeId, range: Range<u64>) -> Option<Bytes> {
+        let length = usize::try_from(range.end.checked_sub(range.start)?).ok()?;
+        self.read_now(&mut Held::default(), id, range.start, length).ok()
+    }
+
     fn read_now(&self, held: &mut Held, id: NodeId, offset: u64, length: usize) -> Result<Bytes, Need> {
         let file = self.file(held, id)?;
         let range = offset.min(file.size)..offset.saturating_add(length as u64).min(file.size);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,9 +19,15 @@ pub(crate) struct MemoryTree {
     nodes: Vec<Entry>,
     identity: Identity,
     pub(crate) later: AtomicBool,
+    /// Content must be fetched, and comes from tasks; the tree is here.
+    pub(crate) away: AtomicBool,
     pub(crate) fail_reads: AtomicBool,
     pub(crate) reads: AtomicU64,
     pub(crate) lookups: AtomicU64,
+    /// What starting the application reads.
+    pub(crate) pieces: BTreeMap<NodeId, Vec<Range<u64>>>,
+    /// Looked ahead: what was asked for.
+    pub(crate) peeks: AtomicU64,
 }
 
 struct Entry {
@@ -43,9 +50,12 @@ impl MemoryTree {
                 origin: "file:///content".into(),
             },
             later: AtomicBool::new(false),
+            away: AtomicBool::new(false),
             fail_reads: AtomicBool::new(false),
             reads: AtomicU64::new(0),
             lookups: AtomicU64::new(0),
+            pieces: BTreeMap::new(),
+            peeks: AtomicU64::new(0),
         };
         tree.push(NodeId::ROOT, NodeKind::Directory, Bytes::new(), 0o755);
         tree
@@ -95,6 +105,11 @@ impl MemoryTree {
         entry.xattrs.push((Bytes::from(name.to_owned()), Bytes::copy_from_slice(value)));
     }
 
+    /// Adds a part of `id` that starting the application reads.
+    pub(crate) fn launch(&mut self, id: NodeId, piece: Range<u64>) {
+        self.pieces.entry(id).or_default().push(piece);
+    }
+
     pub(crate) fn complete(&mut self, id: NodeId, path: PathBuf) {
         self.nodes[id.0 as usize - 1].complete = Some(path);
     }
@@ -107,7 +122,11 @@ impl MemoryTree {
     }
 
     fn answer<T: Send + 'static>(&self, result: Result<T>) -> Answer<T> {
-        if self.later.load(Ordering::Relaxed) {
+        Self::answer_now_or(self.later.load(Ordering::Relaxed), result)
+    }
+
+    fn answer_now_or<T: Send + 'static>(later: bool, result: Result<T>) -> Answer<T> {
+        if later {
             Answer::Later(Box::pin(async move {
                 tokio::task::yield_now().await;
                 result
@@ -158,10 +177,12 @@ impl Tree for MemoryTree {
         if self.fail_reads.load(Ordering::Relaxed) {
             return self.answer(Err(Error::damaged("packs/1", "its hash differs")));
         }
-        self.answer(self.entry(id).map(|e| {
+        let later = self.away.load(Ordering::Relaxed) || self.later.load(Ordering::Relaxed);
+        let content = self.entry(id).map(|e| {
             let from = usize::try_from(offset).unwrap_or(usize::MAX).min(e.content.len());
             e.content.slice(from..from.saturating_add(length).min(e.content.len()))
-        }))
+        });
+        Self::answer_now_or(later, content)
     }
 
     /// Zero bytes at the end of the content are its one hole.
@@ -182,6 +203,23 @@ impl Tree for MemoryTree {
 
     fn complete_file(self: &Arc<Self>, id: NodeId) -> Option<File> {
         self.entry(id).ok()?.complete.as_ref().and_then(|path| File::open(path).ok())
+    }
+
+    fn peek(self: &Arc<Self>, id: NodeId, range: Range<u64>) -> Option<Bytes> {
+        self.peeks.fetch_add(1, Ordering::Relaxed);
+        if self.away.load(Ordering::Relaxed) || self.later.load(Ordering::Relaxed) {
+            return None;
+        }
+        let content = &self.entry(id).ok()?.content;
+        Some(content.slice(range.start as usize..(range.end as usize).min(content.len())))
+    }
+
+    fn launch_pieces(&self, id: NodeId) -> Vec<Range<u64>> {
+        self.pieces.get(&id).cloned().unwrap_or_default()
+    }
+
+    fn has_launch_set(&self) -> bool {
+        !self.pieces.is_empty()
     }
 
     fn totals(&self) -> Totals {

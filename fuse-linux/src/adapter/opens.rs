@@ -5,6 +5,9 @@
 //! mistake is an `EIO` for the application. So the first open decides, and the decision holds until the last release.
 //! The kernel drops its own state before it sends RELEASE, so what is kept here lasts at least as long as the
 //! kernel's: erring on that side only repeats a decision.
+//!
+//! For the same reason this is where it is known that a file can have no outstanding READ: nobody has it open. What
+//! is pushed into its page cache is pushed then, before the first open of it is answered ([`super::pushing`]).
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -35,58 +38,84 @@ impl OpenPolicy {
     }
 }
 
-/// How one open is to be answered.
-pub(crate) enum Opening {
+/// How one open is to be answered. `W` is what waits for the answer.
+pub(crate) enum Opening<W> {
     /// Through the page cache and this process.
-    Cached,
+    Cached(W),
+    /// The same, after something was pushed into the page cache and [`Opens::pushed`] was called.
+    PushFirst(W),
+    /// When [`Opens::pushed`] gives it back.
+    Kept,
     /// By the kernel from the file with this id.
-    Passthrough(Arc<BackingId>),
+    Passthrough(W, Arc<BackingId>),
 }
 
 /// Open inodes and how they are open.
-pub(crate) struct Opens {
-    enabled: AtomicBool,
-    open: Mutex<HashMap<NodeId, OpenInode>>,
+pub(crate) struct Opens<W> {
+    passthrough: AtomicBool,
+    open: Mutex<HashMap<NodeId, OpenInode<W>>>,
 }
 
-struct OpenInode {
+struct OpenInode<W> {
     backing: Option<Arc<BackingId>>,
     users: u64,
+    /// Opens that are answered when what is being pushed is in the page cache.
+    waiting: Option<Vec<W>>,
 }
 
-impl Opens {
-    /// `enabled`: whether passthrough may be tried at all.
-    pub(crate) fn new(enabled: bool) -> Self {
-        Opens { enabled: AtomicBool::new(enabled), open: Mutex::default() }
+impl<W> Opens<W> {
+    /// `passthrough`: whether it may be tried at all.
+    pub(crate) fn new(passthrough: bool) -> Self {
+        Opens { passthrough: AtomicBool::new(passthrough), open: Mutex::default() }
     }
 
-    /// Whether opens need answering at all: not when passthrough is out of the question.
-    pub(crate) fn enabled(&self) -> bool {
-        self.enabled.load(Ordering::Relaxed)
+    /// Whether passthrough is tried.
+    pub(crate) fn passthrough(&self) -> bool {
+        self.passthrough.load(Ordering::Relaxed)
+    }
+
+    /// Gives passthrough up.
+    pub(crate) fn refuse_passthrough(&self) {
+        self.passthrough.store(false, Ordering::Relaxed);
     }
 
     /// Decides on one more open of `id`. `complete` gives the whole content as a local file, `register` makes it known
-    /// to the kernel; neither waits for the network.
+    /// to the kernel, `push` tells whether something is to be pushed; none waits for the network.
     pub(crate) fn open(
         &self,
         id: NodeId,
+        waiter: W,
         complete: impl FnOnce() -> Option<File>,
-        register: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Opening {
+        register: impl FnOnce(&W, &File) -> io::Result<BackingId>,
+        push: impl FnOnce() -> bool,
+    ) -> Opening<W> {
         let mut open = self.open.lock();
-        let backing = match open.entry(id) {
+        match open.entry(id) {
             Entry::Occupied(mut held) => {
-                held.get_mut().users += 1;
-                held.get().backing.clone()
+                let held = held.get_mut();
+                held.users += 1;
+                match (&held.backing, &mut held.waiting) {
+                    (Some(backing), _) => Opening::Passthrough(waiter, backing.clone()),
+                    (None, Some(waiting)) => {
+                        waiting.push(waiter);
+                        Opening::Kept
+                    }
+                    (None, None) => Opening::Cached(waiter),
+                }
             }
             Entry::Vacant(free) => {
-                let backing =
-                    if self.enabled() { complete().and_then(|file| self.register(&file, register)) } else { None };
-                free.insert(OpenInode { backing: backing.clone(), users: 1 });
-                backing
+                let file = if self.passthrough() { complete() } else { None };
+                let backing = file.and_then(|file| self.register(&file, |file| register(&waiter, file)));
+                let waiting = (backing.is_none() && push()).then(Vec::new);
+                let opening = match (&backing, &waiting) {
+                    (Some(backing), _) => Opening::Passthrough(waiter, backing.clone()),
+                    (None, Some(_)) => Opening::PushFirst(waiter),
+                    (None, None) => Opening::Cached(waiter),
+                };
+                free.insert(OpenInode { backing, users: 1, waiting });
+                opening
             }
-        };
-        backing.map_or(Opening::Cached, Opening::Passthrough)
+        }
     }
 
     fn register(&self, file: &File, register: impl FnOnce(&File) -> io::Result<BackingId>) -> Option<Arc<BackingId>> {
@@ -94,11 +123,21 @@ impl Opens {
             Ok(id) => Some(Arc::new(id)),
             Err(error) => {
                 // EPERM (no CAP_SYS_ADMIN) and ELOOP (the cache lies on a stacked file system) will not change.
-                self.enabled.store(false, Ordering::Relaxed);
+                self.refuse_passthrough();
                 tracing::info!("the kernel refuses passthrough ({error}); files are read through this process");
                 None
             }
         }
+    }
+
+    /// What was to be pushed is where it belongs: the opens that waited for that, to be answered now.
+    pub(crate) fn pushed(&self, id: NodeId) -> Vec<W> {
+        self.open.lock().get_mut(&id).and_then(|held| held.waiting.take()).unwrap_or_default()
+    }
+
+    /// Whether nothing is being pushed. From then on, if `push` says no to everything, opens may go without messages.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.open.lock().values().all(|held| held.waiting.is_none())
     }
 
     /// One user of `id` less; the last one releases the backing file.

@@ -18,34 +18,47 @@ use super::OpenPolicy;
 use super::memory_tree::MemoryTree;
 use crate::mounter::{MountOptions, Mounted, Mounter};
 
-struct Shown {
+pub(super) struct Shown {
     _dir: TempDir,
-    path: PathBuf,
-    tree: Arc<MemoryTree>,
-    mounter: Mounter,
-    mounted: Mounted,
-    _runtime: Runtime,
+    pub(super) path: PathBuf,
+    pub(super) tree: Arc<MemoryTree>,
+    pub(super) mounter: Mounter,
+    pub(super) mounted: Mounted,
+    pub(super) runtime: Runtime,
+    unmounted: bool,
 }
 
 impl Shown {
-    fn new(tree: MemoryTree, open_policy: OpenPolicy) -> Self {
+    pub(super) fn new(tree: MemoryTree, open_policy: OpenPolicy) -> Self {
+        Shown::with(tree, &MountOptions { open_policy, ..MountOptions::default() })
+    }
+
+    pub(super) fn with(tree: MemoryTree, options: &MountOptions) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let runtime = Runtime::new().unwrap();
         let mounter = Mounter::standalone();
         let tree = Arc::new(tree);
-        let options = MountOptions { open_policy, ..MountOptions::default() };
-        let mounted = mounter.mount_tree(tree.clone(), dir.path(), &options, runtime.handle().clone()).unwrap();
-        Shown { path: mounted.dir().to_owned(), _dir: dir, tree, mounter, mounted, _runtime: runtime }
+        let mounted = mounter.mount_tree(tree.clone(), dir.path(), options, runtime.handle().clone()).unwrap();
+        Shown { path: mounted.dir().to_owned(), _dir: dir, tree, mounter, mounted, runtime, unmounted: false }
+    }
+}
+
+impl Shown {
+    /// For whoever has unmounted it already.
+    pub(super) fn gone(mut self) {
+        self.unmounted = true;
     }
 }
 
 impl Drop for Shown {
     fn drop(&mut self) {
-        self.mounter.unmount(&self.mounted, true).unwrap();
+        if !self.unmounted {
+            self.mounter.unmount(&self.mounted, true).unwrap();
+        }
     }
 }
 
-fn sample() -> MemoryTree {
+pub(super) fn sample() -> MemoryTree {
     let mut tree = MemoryTree::new("1.0");
     let bin = tree.dir(NodeId::ROOT, "bin");
     let file = tree.file(bin, "tool", (0..300_000_u32).flat_map(u32::to_le_bytes).collect::<Vec<u8>>());
@@ -71,7 +84,7 @@ fn xattr(path: &Path, name: &str) -> io::Result<Vec<u8>> {
     Ok(value)
 }
 
-fn check_everything(at: &Path) {
+pub(super) fn check_everything(at: &Path) {
     let root: BTreeSet<Vec<u8>> =
         [&b"bin"[..], b"holes", b"link", b"many", b"odd \xff\n name"].iter().map(|n| n.to_vec()).collect();
     assert_eq!(names(at), root);
@@ -260,10 +273,11 @@ fn concurrent_opens_of_one_file_never_fail() {
 fn the_last_release_forgets_an_open_file() {
     let opens = super::opens::Opens::new(true);
     let id = NodeId(7);
-    let refuse = |_: &File| Err(io::Error::from_raw_os_error(libc::EPERM));
+    let refuse = |_: &(), _: &File| Err(io::Error::from_raw_os_error(libc::EPERM));
+    let refused = |_: &(), _: &File| panic!("refused once, asked never again");
     let complete = || File::open("/dev/null").ok();
-    assert!(matches!(opens.open(id, complete, refuse), super::Opening::Cached));
-    assert!(matches!(opens.open(id, complete, |_| panic!("refused once, asked never again")), super::Opening::Cached));
+    assert!(matches!(opens.open(id, (), complete, refuse, || false), super::Opening::Cached(())));
+    assert!(matches!(opens.open(id, (), complete, refused, || false), super::Opening::Cached(())));
     opens.release(id);
     assert_eq!(opens.open_inodes(), 1);
     opens.release(id);

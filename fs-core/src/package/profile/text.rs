@@ -51,9 +51,15 @@ enum PathText {
 
 impl PathText {
     fn of(path: &Bytes) -> Self {
+        // JSON takes six bytes for most control characters: a path of many is shorter in hexadecimal. With the shorter of
+        // both, what was read from lines within their limit is written to lines within it.
+        let shorter = |text: &str| {
+            let escaped = serde_json::to_string(text).expect("text is JSON").len();
+            escaped <= 2 * text.len() + r#"{"hex":""}"#.len()
+        };
         match std::str::from_utf8(path) {
-            Ok(text) => PathText::Text(text.to_owned()),
-            Err(_) => PathText::Hex { hex: hex::encode(path) },
+            Ok(text) if !path.iter().any(u8::is_ascii_control) || shorter(text) => PathText::Text(text.to_owned()),
+            _ => PathText::Hex { hex: hex::encode(path) },
         }
     }
 

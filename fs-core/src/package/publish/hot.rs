@@ -10,7 +10,8 @@ use crate::package::NodeId;
 use crate::package::profile::{Profile, Ranges, Use};
 use crate::package::tree::name_hash;
 
-/// Bytes between two stretches that launches read, up to which they are taken as read, too.
+/// Bytes between two stretches that launches read, up to which they are taken as read, too: one page, which makes launch
+/// objects 1.6 % larger and of 12 % fewer blocks (docs/PROFILES.md).
 const GAP_MAX_BYTES: u64 = 4096;
 
 /// What launches read of a tree.

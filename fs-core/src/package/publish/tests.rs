@@ -1,12 +1,14 @@
 //! Publishing real directories, and reading them back through a host.
 
 mod interrupted;
+mod launch;
 mod refused;
 
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;

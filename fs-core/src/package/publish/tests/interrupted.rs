@@ -83,7 +83,7 @@ async fn two_publishers_at_once_bring_both_versions() {
     for (i, source) in sources.iter().enumerate() {
         let mount = stage.mount(&host, &format!("v{i}")).await;
         assert_same(&mount, source).await;
-        let summary = host.verify(&mount, std::sync::Arc::new(NoProgress)).await.unwrap();
+        let summary = host.verify(&mount, Arc::new(NoProgress)).await.unwrap();
         assert!(summary.damaged.is_empty(), "{:?}", summary.damaged);
     }
 }
