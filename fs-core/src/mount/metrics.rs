@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::Mount;
@@ -158,8 +159,9 @@ impl Histogram {
 }
 
 impl Metrics {
-    /// A read of `bytes`, answered at once or not.
-    pub(super) fn read(&self, bytes: u64, at_once: bool) {
+    /// A read was answered, at once or not.
+    pub(super) fn read(&self, result: &Result<Bytes>, at_once: bool) {
+        let bytes = result.as_ref().map_or(0, |bytes| bytes.len() as u64);
         add(&self.reads, 1);
         add(&self.bytes_read, bytes);
         if at_once {

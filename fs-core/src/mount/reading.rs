@@ -51,12 +51,21 @@ impl Mount {
             offset,
             length: bytes.map_or(length as u64, |bytes| bytes.len() as u64),
         });
-        match &answer {
-            Answer::Ready(Ok(bytes)) => self.metrics.read(bytes.len() as u64, true),
-            _ => self.metrics.read(length as u64, false),
-        }
         self.read_ahead(id, offset, length);
-        answer
+        match answer {
+            Answer::Ready(result) => {
+                self.metrics.read(&result, true);
+                Answer::Ready(result)
+            }
+            Answer::Later(fetching) => {
+                let this = self.clone();
+                Answer::Later(Box::pin(async move {
+                    let result = fetching.await;
+                    this.metrics.read(&result, false);
+                    result
+                }))
+            }
+        }
     }
 
     /// The bytes of `range` of the file `id`, as far as the file goes, if all of them are on this machine. Never fetches

@@ -235,6 +235,7 @@ fn role() {
         Ok("user") => user(),
         Ok("user-without-helper") => user_without_helper(),
         Ok("user-elsewhere") => user_elsewhere(),
+        Ok("user-recording") => single_pages(),
         _ => return,
     }
     println!("\n@done");
@@ -308,4 +309,35 @@ fn a_dead_mount_is_recognised_and_cleaned() {
     crate::mounting::clean(&place.dir).unwrap();
     let mounted = place.mount("1").unwrap();
     place.mounter.unmount(&mounted, false).unwrap();
+}
+
+/// The kernel asks for the pages that are used, one at a time and none around them.
+fn single_pages() {
+    let place = Place::new();
+    let tree = toy("1");
+    let options = MountOptions { exact_reads: true, ..MountOptions::default() };
+    let runtime = place.runtime.handle().clone();
+    let mounted = place.mounter.mount_tree(tree.clone(), &place.dir, &options, runtime).unwrap();
+    let entry = streamfs_mounts().unwrap().into_iter().find(|m| m.mount_id == mounted.mount_id()).unwrap();
+    let bdi = format!("/sys/class/bdi/{}:{}/read_ahead_kb", entry.device.0, entry.device.1);
+    assert_eq!(fs::read_to_string(bdi).unwrap().trim(), "0");
+    let mut file = File::open(place.dir.join("large")).unwrap();
+    let mut reads_of = |from: u64, bytes: usize| {
+        let before = tree.reads.load(Ordering::Relaxed);
+        file.seek(SeekFrom::Start(from)).unwrap();
+        file.read_exact(&mut vec![0; bytes]).unwrap();
+        tree.reads.load(Ordering::Relaxed) - before
+    };
+    assert_eq!(reads_of(500_000, 1), 1);
+    assert_eq!(reads_of(500_000, 1), 0, "kept by the kernel");
+    assert_eq!(reads_of(0, 10 * 4096), 10, "one by one");
+    drop(file);
+    place.mounter.unmount(&mounted, false).unwrap();
+    place.ended(&mounted);
+}
+
+#[test]
+fn a_mount_for_recording_is_asked_for_single_pages_by_root_and_by_others() {
+    single_pages();
+    as_user("mounter::tests::role", "user-recording");
 }
