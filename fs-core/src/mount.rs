@@ -10,6 +10,7 @@
 
 pub mod host;
 
+mod background;
 pub mod launch;
 mod load;
 pub mod observe;
@@ -161,6 +162,17 @@ pub struct Mount {
     bytes_read: AtomicU64,
 }
 
+impl Need {
+    /// For those who ask only what is here already.
+    fn into_error(self) -> Error {
+        match self {
+            Need::Failed(e) => e,
+            Need::Page(w) => Error::damaged(w.object.to_string(), "a page of the tree is not on this machine"),
+            Need::Blocks(_) => Error::damaged("a file", "a block is not on this machine"),
+        }
+    }
+}
+
 /// What a question still needs before it can be answered.
 enum Need {
     /// A page of the tree.
@@ -210,6 +222,19 @@ impl Mount {
         self.answer_and_tell(question, |_, _, _, _| {})
     }
 
+    /// As [`Self::answer`], for work that nobody waits for: what it needs is fetched as urgently as `urgency` says.
+    async fn answer_for<T>(
+        self: &Arc<Self>,
+        urgency: Urgency,
+        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need>,
+    ) -> Result<T> {
+        let mut held = Held::default();
+        match question(self, &mut held) {
+            Ok(answer) => Ok(answer),
+            Err(need) => self.bring_until_answered(need, held, urgency, &mut Waits::default(), question).await,
+        }
+    }
+
     /// As [`Self::answer`]; `told` learns how it went: when it was asked, what came out, what it waited for.
     fn answer_and_tell<T: Send + 'static>(
         self: &Arc<Self>,
@@ -232,7 +257,7 @@ impl Mount {
         let this = self.clone();
         Answer::Later(Box::pin(async move {
             let mut waits = Waits::default();
-            let result = this.bring_until_answered(need, held, &mut waits, question).await;
+            let result = this.bring_until_answered(need, held, Urgency::Demand, &mut waits, question).await;
             told(&this, asked, &result, waits);
             result
         }))
@@ -242,6 +267,7 @@ impl Mount {
         self: &Arc<Self>,
         mut need: Need,
         mut held: Held,
+        urgency: Urgency,
         waits: &mut Waits,
         question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need>,
     ) -> Result<T> {
@@ -251,7 +277,7 @@ impl Mount {
                 Need::Failed(e) => return Err(e),
                 Need::Page(wanted) => {
                     let hash = wanted.hash;
-                    let page = self.fetcher.get_with_source(vec![wanted], Urgency::Demand).await?;
+                    let page = self.fetcher.get_with_source(vec![wanted], urgency).await?;
                     waits.pages += began.elapsed();
                     for (page, source) in page {
                         waits.came_from(source);
@@ -260,7 +286,7 @@ impl Mount {
                 }
                 Need::Blocks(wanted) => {
                     let hashes: Vec<_> = wanted.iter().map(|w| w.hash).collect();
-                    let blocks = self.fetcher.get_with_source(wanted, Urgency::Demand).await?;
+                    let blocks = self.fetcher.get_with_source(wanted, urgency).await?;
                     waits.blocks += began.elapsed();
                     for (hash, (block, source)) in hashes.into_iter().zip(blocks) {
                         waits.came_from(source);

@@ -106,7 +106,7 @@ impl Mount {
         cache.on_disk(&file.blob, extent.file_offset, extent.length, &extent.hash).map(cut)
     }
 
-    fn file_block(&self, file: &FileFacts, extent: &Extent) -> Result<Wanted> {
+    pub(super) fn file_block(&self, file: &FileFacts, extent: &Extent) -> Result<Wanted> {
         self.wanted(extent, Some((file.blob.clone(), extent.file_offset)))
     }
 
