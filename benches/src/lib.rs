@@ -40,6 +40,8 @@ pub fn publish_to(root: &Path, source: &Path, package: &str, version: &str, thre
         level: DEFAULT_LEVEL,
         skip_special: false,
         threads,
+        profiles: Vec::new(),
+        inherit_profiles: true,
     };
     publish(&request, &NoProgress).context("publishing a benchmark's input")
 }

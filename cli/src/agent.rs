@@ -6,6 +6,7 @@
 //! worker    takes the cache's lock, listens, ends when nobody needs it
 //!   session   one connection: its requests run side by side and end with it
 //!   table     what is mounted where, what followed it, what still drains
+//!   watching  recordings and traces of mounts that were made for it
 //!   mounts    the only file that knows how Linux mounts are made
 //! ```
 //!
@@ -27,6 +28,7 @@ mod requests;
 mod session;
 mod start;
 mod table;
+mod watching;
 
 pub(crate) use mounts::{clean_stale, stale_mounts};
 

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::commands::{
-    agent, demo, load, mount, publish, remount, renew, revoke, serve, status, unmount, verify, versions,
+    agent, demo, load, mount, profile, publish, remount, renew, revoke, run, serve, status, trace, unmount, verify,
+    versions,
 };
 
 /// The whole command line.
@@ -58,6 +59,12 @@ pub enum Command {
     Unmount(unmount::UnmountArguments),
     /// Tell what is mounted
     Status(status::StatusArguments),
+    /// Run a program from a package, mounted for it alone
+    Run(run::RunArguments),
+    /// Record what starting a program reads, for publishing with it
+    Profile(profile::ProfileArguments),
+    /// Draw what starting a program reads and waits for
+    Trace(trace::TraceArguments),
     /// Fetch a whole version and keep it for use without network
     Load(load::LoadArguments),
     /// No longer keep what `load` fetched
@@ -116,6 +123,13 @@ mod tests {
             "publish app /srv/content/app --version 1.0 --channel stable --channel beta --json",
             "mount https://h/c/app@1.0 /mnt --foreground --cache /c --cache-size 10G --memory 32M --upgrade manual --trust-root r.json --allow-other --poll-interval 30s --deadline 60s",
             "remount /mnt --to beta --lazy",
+            "mount https://h/c/app /mnt --launch calc",
+            "run https://h/c/app@1.0 --app calc -- bin/calc --version",
+            "profile /srv/content/app -o calc.profile --name calc --runs 3 --for 30s --dir /opt/app -- {mount}/bin/calc",
+            "profile /srv/content/app -o calc.profile --report r.html --json -- bin/calc",
+            "profile --show calc.profile",
+            "profile --merge a.profile b.profile -o calc.profile",
+            "trace /srv/content/app -o r.html --warm --launch none -- bin/calc",
             "unmount /mnt",
             "status --json",
             "status /mnt",
@@ -145,6 +159,10 @@ mod tests {
             "publish app /srv/content/app",
             "mount /a/b /mnt --token secret",
             "frobnicate",
+            "run /a/b bin/calc",
+            "profile /a/b -- bin/calc",
+            "profile -o f",
+            "profile /a/b --show f",
         ] {
             let words = std::iter::once("streamfs").chain(line.split(' ').filter(|w| !w.is_empty()));
             assert_eq!(Arguments::try_parse_from(words).unwrap_err().exit_code(), 2, "{line}");

@@ -4,12 +4,15 @@ pub mod agent;
 pub mod demo;
 pub mod load;
 pub mod mount;
+pub mod profile;
 pub mod publish;
 pub mod remount;
 pub mod renew;
 pub mod revoke;
+pub mod run;
 pub mod serve;
 pub mod status;
+pub mod trace;
 pub mod unmount;
 pub mod verify;
 pub mod versions;
@@ -82,6 +85,9 @@ pub(crate) async fn dispatch(command: Command, context: &Context) -> anyhow::Res
         // These end in an orderly way of their own.
         Command::Publish(arguments) => publish::run(arguments, context).await,
         Command::Mount(arguments) => mount::run(arguments, context).await,
+        Command::Run(arguments) => run::run(arguments, context).await,
+        Command::Profile(arguments) => profile::run(arguments, context).await,
+        Command::Trace(arguments) => trace::run(arguments, context).await,
         Command::Serve(arguments) => serve::run(arguments, context).await,
         Command::Demo(arguments) => demo::run(arguments, context).await,
         Command::AgentWorker(arguments) => crate::agent::worker::run(&arguments, interrupt.clone()).await,

@@ -17,8 +17,11 @@ pub mod commands;
 pub mod settings;
 
 mod agent;
+mod child;
 mod interrupt;
+mod launch_report;
 mod mount_point;
+mod private_mount;
 mod progress;
 mod report;
 mod trust_report;

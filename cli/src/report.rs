@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Write};
 use fs_core::ErrorKind;
 use serde::Serialize;
 
+use crate::child::Unsuccessful;
 use crate::interrupt::Interrupted;
 
 /// Whoever read our standard output has left (`streamfs versions … | head -1`): the work is done as far as anybody
@@ -24,6 +25,11 @@ impl std::error::Error for OutputClosed {}
 /// Prints one line to standard output.
 pub(crate) fn line(text: impl fmt::Display) -> anyhow::Result<()> {
     write(&format!("{text}\n"))
+}
+
+/// Prints text of whole lines to standard output.
+pub(crate) fn text(text: &str) -> anyhow::Result<()> {
+    write(text)
 }
 
 /// Prints `value` as one line of JSON to standard output.
@@ -53,7 +59,7 @@ pub(crate) fn warn(text: impl fmt::Display) {
 
 /// The error in one line: what was tried, then why, without saying anything twice. `None` if there is nothing to say.
 pub(crate) fn error_line(error: &anyhow::Error) -> Option<String> {
-    if error.is::<OutputClosed>() || error.is::<Interrupted>() {
+    if error.is::<OutputClosed>() || error.is::<Interrupted>() || error.is::<Unsuccessful>() {
         return None;
     }
     let mut line = String::new();
@@ -79,6 +85,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> u8 {
     }
     if let Some(Interrupted(signal)) = error.downcast_ref::<Interrupted>() {
         return signal.exit_code();
+    }
+    if let Some(Unsuccessful { code }) = error.downcast_ref::<Unsuccessful>() {
+        return *code;
     }
     match error.downcast_ref::<fs_core::Error>().map(fs_core::Error::kind) {
         Some(ErrorKind::Cancelled) => 130,

@@ -8,6 +8,7 @@
 //! to read soon does not wait for that, or the line would be idle for the round trips of demand reads: whoever asks for
 //! it bounds how much of it is under way.
 
+pub(crate) mod arriving;
 pub mod pace;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
+use self::arriving::Arriving;
 use crate::backend::{Backend, ObjectPath, ReadOptions, collect};
 use crate::cache::{Blob, Cache};
 use crate::error::{Error, Result};
@@ -39,6 +41,9 @@ const EXPECTED_REQUESTS_MAX: usize = 24;
 const BACKGROUND_RANGE_MAX_BYTES: u64 = 1 << 20;
 /// Longest range of one request: bounds what one broken transfer costs and memory that waits for verification.
 const RANGE_MAX_BYTES: u64 = 4 << 20;
+/// Pauses of a launch stream while demand requests are under way.
+const GIVE_WAY_MIN: Duration = Duration::from_millis(1);
+const GIVE_WAY_MAX: Duration = Duration::from_millis(50);
 /// No block or page is longer than this uncompressed.
 const DECODED_MAX_BYTES: usize = block::BLOCK_MAX_BYTES;
 
@@ -131,10 +136,14 @@ pub struct Fetcher {
     cache: Arc<Cache>,
     runtime: Handle,
     in_flight: Mutex<HashMap<Hash, InFlight>>,
+    /// Launch streams under way.
+    streams: Mutex<Vec<Arc<Arriving>>>,
     demand_slots: Semaphore,
     background_slots: Semaphore,
     expected_slots: Semaphore,
     demand_outstanding: AtomicUsize,
+    /// Requests under way that somebody waits for.
+    demand_requests: AtomicUsize,
     demand_done: Notify,
     deadline: Duration,
     counters: FetchCounters,
@@ -149,6 +158,7 @@ struct InFlight {
 }
 
 /// A block that this call must bring, and whom to tell.
+#[derive(Debug)]
 struct Claim {
     wanted: Wanted,
     urgency: Urgency,
@@ -191,6 +201,26 @@ impl Drop for DemandGuard<'_> {
     }
 }
 
+/// Counts a request that somebody waits for.
+struct RequestGuard<'a>(Option<&'a Fetcher>);
+
+impl<'a> RequestGuard<'a> {
+    fn new(fetcher: &'a Fetcher, demanded: bool) -> Self {
+        if demanded {
+            fetcher.demand_requests.fetch_add(1, Ordering::SeqCst);
+        }
+        Self(demanded.then_some(fetcher))
+    }
+}
+
+impl Drop for RequestGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(fetcher) = self.0 {
+            fetcher.demand_requests.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
 impl Fetcher {
     /// A fetcher from `backend` into `cache`. No wait is longer than `deadline`. Must be called within a runtime, which runs
     /// the fetches.
@@ -200,10 +230,12 @@ impl Fetcher {
             cache,
             runtime: Handle::current(),
             in_flight: Mutex::default(),
+            streams: Mutex::default(),
             demand_slots: Semaphore::new(DEMAND_REQUESTS_MAX),
             background_slots: Semaphore::new(BACKGROUND_REQUESTS_MAX),
             expected_slots: Semaphore::new(EXPECTED_REQUESTS_MAX),
             demand_outstanding: AtomicUsize::new(0),
+            demand_requests: AtomicUsize::new(0),
             demand_done: Notify::new(),
             deadline,
             counters: FetchCounters::default(),
@@ -296,8 +328,37 @@ impl Fetcher {
     }
 
     /// Waits for a step of a transfer, no longer than the deadline.
-    async fn within<T>(&self, object: &ObjectPath, step: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(crate) async fn within<T>(&self, object: &ObjectPath, step: impl Future<Output = Result<T>>) -> Result<T> {
         tokio::time::timeout(self.deadline, step).await.unwrap_or_else(|_| Err(self.timed_out(object.to_string())))
+    }
+
+    /// A block on this machine's disk, verified. Reads the disk.
+    pub(crate) fn on_disk(&self, wanted: &Wanted) -> Option<Bytes> {
+        let (blob, at) = wanted.home.as_ref()?;
+        self.cache.on_disk(blob, *at, wanted.length, &wanted.hash)
+    }
+
+    /// Keeps a block that came otherwise and was verified; whether it is on disk now.
+    pub(crate) fn keep(&self, wanted: &Wanted, block: &Bytes) -> bool {
+        wanted.home.as_ref().is_some_and(|(blob, at)| self.cache.store(blob, *at, &wanted.hash, block))
+    }
+
+    /// Counts a request that was made past [`Self::get`].
+    pub(crate) fn count_request(&self) {
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts stored bytes that came past [`Self::get`].
+    pub(crate) fn count_bytes(&self, bytes: u64) {
+        self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Leaves the line to demand requests, if there are any, for as long as the last piece was waited for (`waited`):
+    /// so a stream has at most half of it while somebody waits for something else.
+    pub(crate) async fn give_way(&self, waited: Duration) {
+        if self.demand_requests.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(waited.clamp(GIVE_WAY_MIN, GIVE_WAY_MAX)).await;
+        }
     }
 
     /// Starts whatever is not under way yet.
@@ -338,7 +399,12 @@ impl Fetcher {
         let this = self.clone();
         let looked = tokio::task::spawn_blocking(move || this.look_on_disk(claims)).await;
         // The closure does not panic; if the runtime is shutting down, dropping the claims tells the waiters.
-        let Ok(mut missing) = looked else { return };
+        let Ok(missing) = looked else { return };
+        self.fetch_missing(self.leave_to_streams(missing));
+    }
+
+    /// By requests of their own.
+    fn fetch_missing(self: &Arc<Self>, mut missing: Vec<Claim>) {
         missing.sort_by(|a, b| (&a.wanted.object, a.wanted.offset).cmp(&(&b.wanted.object, b.wanted.offset)));
         for run in runs(missing) {
             let this = self.clone();
@@ -349,6 +415,11 @@ impl Fetcher {
     fn look_on_disk(&self, claims: Vec<Claim>) -> Vec<Claim> {
         let mut missing = Vec::new();
         for claim in claims {
+            // A stream may have brought it meanwhile.
+            if let Some(block) = self.cache.in_memory(&claim.wanted.hash) {
+                self.deliver(claim, Ok((block, Source::Memory)));
+                continue;
+            }
             let Wanted { home, length, hash, .. } = &claim.wanted;
             match home.as_ref().and_then(|(blob, at)| self.cache.on_disk(blob, *at, *length, hash)) {
                 Some(block) => {
@@ -407,6 +478,7 @@ impl Fetcher {
         let mut waiting: std::collections::VecDeque<Claim> = run.into();
         let (Some(first), Some(last)) = (waiting.front(), waiting.back()) else { return };
         let _slot = self.turn(first.urgency, first.promoted.subscribe()).await;
+        let _demand = RequestGuard::new(self, *first.promoted.borrow());
         let object = first.wanted.object.clone();
         let range = first.wanted.offset..last.wanted.offset + u64::from(last.wanted.stored);
         let mut position = range.start;

@@ -12,16 +12,19 @@ pub mod host;
 
 mod background;
 pub mod launch;
+mod learn;
 mod load;
 pub mod observe;
 mod pages;
+pub mod prefetch;
 mod read_ahead;
 mod reading;
+pub mod record;
 mod verify;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -30,6 +33,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use self::launch::LaunchChoice;
 use self::observe::{Observed, Observer, Observers, Operation, Waits};
 use self::pages::{Held, PageStore};
 use self::read_ahead::Sequence;
@@ -157,6 +161,8 @@ pub struct Mount {
     sequences: Mutex<LruCache<NodeId, Sequence>>,
     observers: Observers,
     launch: launch::LaunchState,
+    /// Set when launches are helped though no launch set tells what they read.
+    assistance: OnceLock<Arc<prefetch::Assistance>>,
     reads: AtomicU64,
     reads_local: AtomicU64,
     bytes_read: AtomicU64,
@@ -184,8 +190,25 @@ enum Need {
 }
 
 impl Mount {
-    /// A mount of the version that `descriptor` tells of. Fetches its root page, so that what is mounted can be used.
-    pub async fn open(descriptor: Descriptor, identity: Identity, fetcher: Arc<Fetcher>) -> Result<Arc<Self>> {
+    /// A mount of the version that `descriptor` tells of. Fetches its root page, so that what is
+    /// mounted can be used; begins with the launch set of `launch`, which brings that page first.
+    pub async fn open(
+        descriptor: Descriptor,
+        identity: Identity,
+        fetcher: Arc<Fetcher>,
+        launch: &LaunchChoice,
+    ) -> Result<Arc<Self>> {
+        Self::open_prepared(descriptor, identity, fetcher, launch, |_| {}).await
+    }
+
+    /// As [`Self::open`]; `prepare` sees the mount before anything was asked of it or fetched for it.
+    pub(crate) async fn open_prepared(
+        descriptor: Descriptor,
+        identity: Identity,
+        fetcher: Arc<Fetcher>,
+        launch: &LaunchChoice,
+        prepare: impl FnOnce(&Arc<Self>),
+    ) -> Result<Arc<Self>> {
         let layout = TreeLayout::new(&descriptor.tree)?;
         let in_use = fetcher.cache().new_in_use();
         let pages = PageStore::new(&descriptor.tree, &layout, fetcher.cache());
@@ -202,11 +225,14 @@ impl Mount {
             sequences: Mutex::new(LruCache::new(SEQUENCES_MAX)),
             observers: Observers::default(),
             launch: launch::LaunchState::default(),
+            assistance: OnceLock::new(),
             reads: AtomicU64::new(0),
             reads_local: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
         });
         mount.fetcher.cache().touch(mount.pages.blob(), &mount.in_use);
+        prepare(&mount);
+        mount.start_launch(launch)?;
         let root = mount.node(NodeId::ROOT).wait().await?;
         if root.kind != NodeKind::Directory {
             return Err(Error::damaged("the tree", "its root is not a directory"));
@@ -478,6 +504,11 @@ impl Mount {
     /// The pinned version's descriptor.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
+    }
+
+    /// What is done for launches without a launch set.
+    pub fn prefetch_statistics(&self) -> prefetch::PrefetchStatistics {
+        self.assistance.get().map(|assistance| assistance.statistics()).unwrap_or_default()
     }
 
     /// Counters since it was opened.

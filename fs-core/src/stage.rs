@@ -57,6 +57,8 @@ impl Stage {
             level: DEFAULT_LEVEL,
             skip_special: false,
             threads: 2,
+            profiles: Vec::new(),
+            inherit_profiles: true,
         }
     }
 

@@ -79,6 +79,8 @@ pub(crate) struct Adapter<T: Tree> {
     shared: Arc<Shared<T>>,
     runtime: Handle,
     policy: OpenPolicy,
+    /// Whether the kernel may read ahead at all.
+    kernel_read_ahead: bool,
     /// Whether the kernel understands "not implemented" as "do not ask again" for files and for directories.
     zero_message_open: bool,
     zero_message_opendir: bool,
@@ -89,7 +91,20 @@ impl<T: Tree> Adapter<T> {
     pub(crate) fn new(tree: Arc<T>, owner: Owner, policy: OpenPolicy, runtime: Handle) -> Self {
         let opens = Opens::new(policy == OpenPolicy::Passthrough);
         let shared = Arc::new(Shared { tree, owner, failures: Failures::default(), opens });
-        Adapter { shared, runtime, policy, zero_message_open: false, zero_message_opendir: false }
+        Adapter {
+            shared,
+            runtime,
+            policy,
+            kernel_read_ahead: true,
+            zero_message_open: false,
+            zero_message_opendir: false,
+        }
+    }
+
+    /// Makes the kernel ask for the pages that are used and no others.
+    pub(crate) fn without_kernel_read_ahead(mut self) -> Self {
+        self.kernel_read_ahead = false;
+        self
     }
 
     /// Hands the result to `reply`: now if it is here, from a task if it must be fetched.
@@ -163,6 +178,10 @@ impl<T: Tree> Filesystem for Adapter<T> {
                 let shared = Arc::get_mut(&mut self.shared);
                 shared.expect("no request has been answered before INIT").opens = Opens::new(false);
             }
+        }
+        if !self.kernel_read_ahead {
+            // The kernel counts in whole pages, so one byte is none; fuser takes no zero.
+            let _ = config.set_max_readahead(1);
         }
         // Both only bound the kernel's own defaults; a kernel that wants less keeps less.
         let _ = config.set_max_background(BACKGROUND_MAX);

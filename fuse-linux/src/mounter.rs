@@ -44,6 +44,9 @@ pub struct MountOptions {
     pub read_ahead_kb: Option<u32>,
     /// How opening a file is answered.
     pub open_policy: OpenPolicy,
+    /// Whether the kernel shall read nothing ahead and nothing without asking, so that it asks for exactly the pages
+    /// that are used; for recording. Goes before `read_ahead_kb` and `open_policy`.
+    pub exact_reads: bool,
     /// Whether a directory with something in it, or another file system's mount point, may be covered.
     pub nonempty: bool,
 }
@@ -58,6 +61,7 @@ impl Default for MountOptions {
             threads: (2 * cores).min(4),
             read_ahead_kb: Some(1024),
             open_policy: OpenPolicy::permitted(),
+            exact_reads: false,
             nonempty: false,
         }
     }
@@ -136,7 +140,11 @@ impl<T: Tree> std::fmt::Debug for Version<T> {
 impl<T: Tree> Serve for Version<T> {
     fn start(&self, device: OwnedFd) -> io::Result<Ended> {
         let owner = Owner { uid: self.options.uid, gid: self.options.gid };
-        let adapter = Adapter::new(self.tree.clone(), owner, self.options.open_policy, self.runtime.clone());
+        let policy = if self.options.exact_reads { OpenPolicy::ZeroMessage } else { self.options.open_policy };
+        let mut adapter = Adapter::new(self.tree.clone(), owner, policy, self.runtime.clone());
+        if self.options.exact_reads {
+            adapter = adapter.without_kernel_read_ahead();
+        }
         let mut config = fuser::Config::default();
         config.n_threads = Some(self.options.threads.max(1));
         // A clone's end would abort the requests that were read through it.
@@ -323,7 +331,7 @@ impl Mounter {
             },
             other => return Err(unexpected(&other)),
         };
-        if let Some(kb) = served.options().read_ahead_kb {
+        if let Some(kb) = served.options().read_ahead_kb.filter(|_| !served.options().exact_reads) {
             set_read_ahead(mount_id, kb);
         }
         Ok(Mounted { dir, mount_id, connection: Arc::new(Connection { served, ended }) })

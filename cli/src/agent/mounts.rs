@@ -53,6 +53,7 @@ impl Mounting {
         dir: &Path,
         allow_other: bool,
         open_policy: Option<OpenAnswer>,
+        exact_reads: bool,
     ) -> anyhow::Result<LiveMount> {
         let (mounter, dir) = (self.mounter.clone(), dir.to_owned());
         let runtime = Handle::current();
@@ -60,7 +61,7 @@ impl Mounting {
             if clean_stale(&dir)? {
                 tracing::info!(dir = %dir.display(), "removed the mount of a dead agent");
             }
-            let mut options = MountOptions { allow_other, ..MountOptions::default() };
+            let mut options = MountOptions { allow_other, exact_reads, ..MountOptions::default() };
             match open_policy {
                 Some(OpenAnswer::Passthrough) => options.open_policy = OpenPolicy::Passthrough,
                 Some(OpenAnswer::ZeroMessage) => options.open_policy = OpenPolicy::ZeroMessage,

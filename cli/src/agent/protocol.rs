@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::commands::mount::OpenAnswer;
 use fs_core::config::{Credentials, OriginConfig, RetryPolicy};
+use fs_core::mount::launch::LaunchChoice;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
@@ -53,6 +54,9 @@ pub(crate) enum Request {
     Mount(MountRequest),
     /// Answers when the mount at `dir` has ended. The mount belongs to this connection: it ends with it.
     Hold { dir: WirePath },
+    /// Write what was seen so far of the mount at `dir`, which was mounted to be watched: a profile of that name, and
+    /// a trace. Both are new files in a folder of the asker's.
+    Recording { dir: WirePath, name: String, profile: Option<WirePath>, trace: Option<WirePath> },
     /// Unmount a directory.
     Unmount { dir: WirePath, lazy: bool },
     /// Show another version at a directory.
@@ -88,10 +92,60 @@ pub(crate) struct MountRequest {
     pub(crate) dir: WirePath,
     pub(crate) allow_other: bool,
     pub(crate) open_policy: Option<OpenAnswer>,
+    /// Which launch set to bring.
+    #[serde(default)]
+    pub(crate) launch: LaunchWish,
+    /// Whether to watch what is asked of it.
+    #[serde(default)]
+    pub(crate) watch: Option<Watch>,
     pub(crate) poll_interval_ms: u64,
     /// Sizes that were asked for on the command line, to tell if the running agent has others.
     pub(crate) cache_size_bytes: Option<u64>,
     pub(crate) memory_bytes: Option<u64>,
+}
+
+/// Which launch set a mount brings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LaunchWish {
+    /// The version's first.
+    #[default]
+    First,
+    /// The one of this name.
+    Named(String),
+    /// None.
+    Off,
+}
+
+impl LaunchWish {
+    /// `none`, or the name of a launch set; without a name the first.
+    pub(crate) fn named(name: Option<&str>) -> Self {
+        match name {
+            None => LaunchWish::First,
+            Some("none") => LaunchWish::Off,
+            Some(name) => LaunchWish::Named(name.to_owned()),
+        }
+    }
+}
+
+impl From<LaunchWish> for LaunchChoice {
+    fn from(wish: LaunchWish) -> Self {
+        match wish {
+            LaunchWish::First => LaunchChoice::First,
+            LaunchWish::Named(name) => LaunchChoice::Named(name),
+            LaunchWish::Off => LaunchChoice::Off,
+        }
+    }
+}
+
+/// How a mount is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Watch {
+    /// For a profile: the kernel asks for exactly what is used.
+    Record,
+    /// For a report: as in real use.
+    Trace,
 }
 
 /// What an agent answers.

@@ -28,6 +28,10 @@ pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Repl
         Request::Ping {} => Ok(Value::Null),
         Request::Mount(request) => mount(request, shared).await,
         Request::Hold { dir } => hold(dir, table).await,
+        Request::Recording { dir, name, profile, trace } => {
+            let watching = table.entry(&dir.0)?.watching()?;
+            value(&watching.write(name, profile.map(|path| path.0), trace.map(|path| path.0)).await?)
+        }
         Request::Unmount { dir, lazy } => {
             table.unmount(&dir.0, lazy).await?;
             Ok(Value::Null)
@@ -94,6 +98,8 @@ async fn mount(request: MountRequest, shared: &Shared) -> anyhow::Result<Value> 
         trust_root,
         allow_other: request.allow_other,
         open_policy: request.open_policy,
+        launch: request.launch.into(),
+        watch: request.watch,
         poll_interval: Duration::from_millis(request.poll_interval_ms.max(1)),
     };
     let (entry, trust) = shared.table.mount(&request.dir.0, wish).await?;

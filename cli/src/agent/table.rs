@@ -9,13 +9,15 @@ use anyhow::{Context as _, anyhow, bail};
 use fs_core::config::OriginTable;
 use fs_core::location::{DEFAULT_CHANNEL, PackageLocation, Selector};
 use fs_core::mount::Mount;
-use fs_core::mount::host::Host;
+use fs_core::mount::host::{Host, Pinned};
+use fs_core::mount::launch::LaunchChoice;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::mounts::{LiveMount, Mounting};
 use super::poll;
-use super::protocol::WirePath;
+use super::protocol::{Watch, WirePath};
+use super::watching::Watching;
 use crate::commands::mount::OpenAnswer;
 use crate::commands::status::{MountState, MountStatus};
 use crate::trust_report::{FreshnessReport, TrustReport};
@@ -27,6 +29,8 @@ pub(crate) struct MountWish {
     pub(crate) trust_root: Option<PathBuf>,
     pub(crate) allow_other: bool,
     pub(crate) open_policy: Option<OpenAnswer>,
+    pub(crate) launch: LaunchChoice,
+    pub(crate) watch: Option<Watch>,
     pub(crate) poll_interval: Duration,
     /// Deadline of its reads, to be kept when it is remounted.
     pub(crate) read_deadline: Duration,
@@ -36,6 +40,8 @@ pub(crate) struct MountWish {
 pub(crate) struct Entry {
     pub(crate) dir: PathBuf,
     wish: MountWish,
+    /// Set if it was mounted to be watched.
+    watching: Option<Arc<Watching>>,
     shown: Mutex<Shown>,
     /// What is known of the package since it was asked for last.
     news: Mutex<News>,
@@ -124,6 +130,11 @@ impl Entry {
     /// Deadline of its reads.
     pub(crate) fn read_deadline(&self) -> Duration {
         self.wish.read_deadline
+    }
+
+    /// What was seen of it, if it was mounted to be watched.
+    pub(crate) fn watching(&self) -> anyhow::Result<Arc<Watching>> {
+        self.watching.clone().ok_or_else(|| anyhow!("the mount at {} is not being recorded", self.dir.display()))
     }
 
     /// Waits until nothing of ours stands at the directory any more.
@@ -217,13 +228,13 @@ impl Table {
         wish: MountWish,
     ) -> anyhow::Result<(Arc<Entry>, TrustReport)> {
         self.refuse_taken(dir)?;
-        let pinned = self.host.pin(&wish.location, wish.trust_root.as_deref()).await?;
+        let (pinned, watching) = self.pin(&wish).await?;
         let trust = TrustReport::from(&pinned);
         let news = News::from(&trust);
         let (table, dir) = (self.clone(), dir.to_owned());
         let (answer, answered) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
-            let result = table.attach(&dir, wish, pinned.mount, news).await;
+            let result = table.attach(&dir, wish, pinned.mount, watching, news).await;
             if let Err(Ok(_)) = answer.send(result)
                 && let Err(error) = table.unmount(&dir, true).await
             {
@@ -231,6 +242,17 @@ impl Table {
             }
         });
         Ok((answered.await.context("mounting broke off")??, trust))
+    }
+
+    async fn pin(&self, wish: &MountWish) -> anyhow::Result<(Pinned, Option<Arc<Watching>>)> {
+        let (location, trust_root) = (&wish.location, wish.trust_root.as_deref());
+        let Some(watch) = wish.watch else {
+            return Ok((self.host.pin_to_launch(location, trust_root, &wish.launch).await?, None));
+        };
+        let mut watching = None;
+        let begin = |mount: &Arc<Mount>| watching = Some(Watching::begin(watch, mount));
+        let pinned = self.host.pin_apart(location, trust_root, &wish.launch, begin).await?;
+        Ok((pinned, watching))
     }
 
     fn refuse_taken(&self, dir: &Path) -> anyhow::Result<()> {
@@ -248,15 +270,19 @@ impl Table {
         dir: &Path,
         wish: MountWish,
         mount: Arc<Mount>,
+        watching: Option<Arc<Watching>>,
         news: News,
     ) -> anyhow::Result<Arc<Entry>> {
         let _changing = self.changing.lock().await;
         self.refuse_taken(dir)?;
-        let live = Arc::new(self.mounting.attach(mount.clone(), dir, wish.allow_other, wish.open_policy).await?);
+        let exact_reads = wish.watch == Some(Watch::Record);
+        let attached = self.mounting.attach(mount.clone(), dir, wish.allow_other, wish.open_policy, exact_reads);
+        let live = Arc::new(attached.await?);
         let shown = Shown { location: wish.location.clone(), mount, live, since: SystemTime::now() };
         let entry = Arc::new(Entry {
             dir: dir.to_owned(),
             wish,
+            watching,
             shown: Mutex::new(shown.clone()),
             news: Mutex::new(news),
             ended: watch::Sender::new(false),
@@ -332,13 +358,16 @@ impl Table {
         lazy: bool,
     ) -> anyhow::Result<(Arc<Entry>, Remounted, TrustReport)> {
         let entry = self.entry(dir)?;
+        if entry.watching.is_some() {
+            bail!("a launch is being recorded there, which one version belongs to");
+        }
         let before = entry.shown.lock().clone();
         let location = match to {
             Some(selector) => PackageLocation { selector: Some(selector), ..before.location.clone() },
             None if before.follows().is_none() => return Ok((entry, Remounted::Fixed, TrustReport::default())),
             None => before.location.clone(),
         };
-        let pinned = self.host.pin(&location, entry.wish.trust_root.as_deref()).await?;
+        let pinned = self.pin_newer(&location, &entry.wish).await?;
         let trust = TrustReport::from(&pinned);
         let news = News::from(&trust);
         let table = self.clone();
@@ -346,6 +375,18 @@ impl Table {
         let work = tokio::spawn(async move { table.exchange(entry, location, pinned.mount, news, lazy).await });
         let (entry, outcome) = work.await.context("remounting broke off")??;
         Ok((entry, outcome, trust))
+    }
+
+    /// Pins what a remount shows. A newer version need not have the launch set that was named for an older one.
+    async fn pin_newer(&self, location: &PackageLocation, wish: &MountWish) -> anyhow::Result<Pinned> {
+        let trust_root = wish.trust_root.as_deref();
+        match self.host.pin_to_launch(location, trust_root, &wish.launch).await {
+            Err(error @ fs_core::Error::InvalidInput(_)) if matches!(wish.launch, LaunchChoice::Named(_)) => {
+                tracing::warn!(%error, "going on without launch set");
+                Ok(self.host.pin(location, trust_root).await?)
+            }
+            pinned => Ok(pinned?),
+        }
     }
 
     async fn exchange(

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::status::MountStatus;
 use super::{Context, Package};
 use crate::agent::client::AgentConnection;
-use crate::agent::protocol::{MountRequest, Request, WirePath};
+use crate::agent::protocol::{LaunchWish, MountRequest, Request, WirePath};
 use crate::arguments::{self, CacheArguments};
 use crate::interrupt::Interrupted;
 use crate::trust_report::TrustReport;
@@ -49,6 +49,9 @@ pub struct MountArguments {
     /// all [default: passthrough for root]
     #[arg(long, value_enum, hide = true)]
     open_policy: Option<OpenAnswer>,
+    /// Launch set to bring, "none" for none [default: the version's first]
+    #[arg(long, value_name = "NAME")]
+    launch: Option<String>,
     /// How often to ask for newer versions [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     poll_interval: Option<Duration>,
@@ -82,11 +85,11 @@ pub enum OpenAnswer {
 pub(crate) struct MountReport {
     dir: WirePath,
     location: String,
-    package: String,
-    version: String,
+    pub(crate) package: String,
+    pub(crate) version: String,
     descriptor: String,
     #[serde(flatten)]
-    trust: TrustReport,
+    pub(crate) trust: TrustReport,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     remarks: Vec<String>,
 }
@@ -128,6 +131,8 @@ pub(super) async fn run(arguments: MountArguments, context: &Context) -> anyhow:
         dir: dir.as_path().into(),
         allow_other: arguments.allow_other,
         open_policy: arguments.open_policy,
+        launch: LaunchWish::named(arguments.launch.as_deref()),
+        watch: None,
         poll_interval_ms: u64::try_from(poll_interval.as_millis()).unwrap_or(u64::MAX),
         cache_size_bytes: arguments.cache_size,
         memory_bytes: arguments.memory,

@@ -1,11 +1,14 @@
 //! `streamfs publish DIR CONTENT/PACKAGE --version V`
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use fs_core::location::{Channel, DEFAULT_CHANNEL, Origin, PackageLocation, PackageVersion};
-use fs_core::package::publish::{PublishRequest, PublishSummary, publish};
+use fs_core::package::profile::{PROFILE_MAX_BYTES, Profile};
+use fs_core::package::publish::{LaunchSummary, PublishRequest, PublishSummary, publish};
 
 use super::Context;
 use crate::interrupt::Interrupted;
@@ -38,6 +41,12 @@ pub struct PublishArguments {
     /// Leave out sockets, devices and pipes instead of refusing them
     #[arg(long)]
     skip_special: bool,
+    /// Recording of a launch, made by `streamfs profile`; may be repeated, also for several applications
+    #[arg(long, value_name = "FILE")]
+    profile: Vec<PathBuf>,
+    /// Do not take over the previous version's recordings
+    #[arg(long, conflicts_with = "profile")]
+    no_profile: bool,
     /// Threads [default: one a processor]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
@@ -61,6 +70,24 @@ pub(super) async fn run(arguments: PublishArguments, context: &Context) -> anyho
     }
     for skipped in &summary.skipped {
         context.remark(format!("left out {skipped}"));
+    }
+    for name in &summary.launch_sets_dropped {
+        context.remark(format!(
+            "the previous version has a launch set {name}, this one has not; publish with its recording, too, to have it"
+        ));
+    }
+    for LaunchSummary { name, inherited, not_applicable, left_out, .. } in &summary.launch {
+        if *not_applicable > 0 {
+            let whose = if *inherited { "the inherited recording" } else { "the recording" };
+            context.remark(format!(
+                "{whose} of {name} asks {not_applicable} things about files that this version does not have; they are left out"
+            ));
+        }
+        if *left_out > 0 {
+            context.remark(format!(
+                "the launch set {name} is as long as one may be; the last {left_out} things of its recording are left out"
+            ));
+        }
     }
     if json { report::json(&summary) } else { report::line(in_words(&summary)) }
 }
@@ -93,16 +120,45 @@ fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<Pu
     };
     let threads =
         arguments.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
-    let (package, level, skip_special) = (location.package, arguments.level, arguments.skip_special);
-    Ok(PublishRequest { source, content_root, package, version, channels, keys_dir, level, skip_special, threads })
+    let profiles = arguments.profile.iter().map(|file| read_profile(file)).collect::<anyhow::Result<_>>()?;
+    Ok(PublishRequest {
+        source,
+        content_root,
+        package: location.package,
+        version,
+        channels,
+        keys_dir,
+        level: arguments.level,
+        skip_special: arguments.skip_special,
+        threads,
+        profiles,
+        inherit_profiles: !arguments.no_profile,
+    })
+}
+
+fn read_profile(path: &Path) -> anyhow::Result<Profile> {
+    let reading = || format!("cannot read the recording {}", path.display());
+    let mut bytes = Vec::new();
+    // One byte more than allowed is enough to refuse it.
+    let file = File::open(path).with_context(reading)?;
+    file.take(PROFILE_MAX_BYTES as u64 + 1).read_to_end(&mut bytes).with_context(reading)?;
+    Ok(Profile::parse(&bytes, &path.display().to_string())?)
 }
 
 fn in_words(summary: &PublishSummary) -> String {
     let PublishSummary { package, version, files, directories, symlinks, blocks, new_blocks, seconds, ratio, .. } =
         summary;
     let (bytes, new_bytes) = (report::bytes(summary.bytes), report::bytes(summary.new_bytes_stored));
-    format!(
+    let mut words = format!(
         "published {package} {version}: {files} files, {directories} directories, {symlinks} links, {bytes}; \
          stored {new_bytes} in {new_blocks} new blocks of {blocks} (ratio {ratio:.2}) in {seconds:.1} s"
-    )
+    );
+    for LaunchSummary { name, inherited, blocks, pages, bytes, raw_bytes, .. } in &summary.launch {
+        let (bytes, raw_bytes) = (report::bytes(*bytes), report::bytes(*raw_bytes));
+        let inherited = if *inherited { " (inherited)" } else { "" };
+        words.push_str(&format!(
+            "\nlaunch set {name}{inherited}: {raw_bytes} in {blocks} blocks and {pages} pages, {bytes} stored"
+        ));
+    }
+    words
 }

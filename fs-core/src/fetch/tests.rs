@@ -1,5 +1,7 @@
 //! One fetch per block under every order of events.
 
+mod streams;
+
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 

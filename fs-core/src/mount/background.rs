@@ -13,6 +13,7 @@
 mod record;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -29,9 +30,10 @@ use super::host::{Host, LoadSummary};
 use super::load::{self, Counters};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fetch::Urgency;
 use crate::fetch::pace::Pace;
 use crate::location::PackageLocation;
-use crate::package::Hash;
+use crate::package::{Hash, NodeId};
 use crate::trust::files::{self, Access};
 
 /// Most records that an agent takes up.
@@ -332,12 +334,18 @@ impl Load {
 }
 
 /// What a version's start reads: the publisher's launch sets, then what this machine learned.
-async fn first_of_all(host: &Weak<Host>, mount: &Arc<Mount>) -> Vec<(crate::package::NodeId, std::ops::Range<u64>)> {
-    let _ = host;
-    load::launch_sets(mount).await.unwrap_or_else(|e| {
-        tracing::warn!("loading {} in stored order: {e}", mount.identity.package_key());
+async fn first_of_all(host: &Weak<Host>, mount: &Arc<Mount>) -> Vec<(NodeId, Range<u64>)> {
+    let mut ranges = load::launch_sets(mount).await.unwrap_or_else(|e| {
+        tracing::warn!("a launch set of {} is not loaded first: {e}", mount.identity.package_key());
         Vec::new()
-    })
+    });
+    let Some(learned) = host.upgrade().map(|host| host.learned.clone()) else { return ranges };
+    for learned in learned.ranges(&mount.identity.package_key()).await {
+        let path = learned.path;
+        let found = mount.answer_for(Urgency::Background, move |this, held| this.node_at(held, &path)).await;
+        ranges.extend(found.ok().flatten().map(|node| (node, learned.range)));
+    }
+    ranges
 }
 
 /// Whether another try may succeed without anybody changing what was asked for.

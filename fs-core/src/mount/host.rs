@@ -20,6 +20,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::background::Loads;
+use super::launch::LaunchChoice;
+use super::learn::LearnedSets;
+use super::prefetch::{self, PrefetchPolicy};
 use super::{Identity, Mount};
 use crate::backend::swappable::Swappable;
 use crate::backend::{self, Backend, Validator};
@@ -69,6 +72,7 @@ pub struct Host {
     /// By location; several where mounts of different deadlines were asked for.
     packages: Mutex<HashMap<String, Vec<Arc<Package>>>>,
     pub(super) loads: Loads,
+    pub(super) learned: Arc<LearnedSets>,
 }
 
 /// A package that was asked for.
@@ -133,7 +137,8 @@ impl Host {
         let cache = opened.map_err(|_| Error::Cancelled)??;
         let trust = TrustStore::new(settings.cache_dir.join("trust"));
         let loads = Loads::new(&settings.cache_dir);
-        Ok(Arc::new(Self { settings, cache, trust, packages: Mutex::default(), loads }))
+        let learned = LearnedSets::new(&settings.cache_dir);
+        Ok(Arc::new(Self { settings, cache, trust, packages: Mutex::default(), loads, learned }))
     }
 
     /// The settings it was opened with.
@@ -207,15 +212,60 @@ impl Host {
     /// # Errors
     /// As [`Self::mount`].
     pub async fn pin(self: &Arc<Self>, location: &PackageLocation, trust_root: Option<&Path>) -> Result<Pinned> {
+        self.pin_to_launch(location, trust_root, &LaunchChoice::Off).await
+    }
+
+    /// As [`Self::pin`], for somebody who is about to start an application from it: begins to bring that launch set.
+    ///
+    /// # Errors
+    /// As [`Self::mount`]; also `InvalidInput` if the version has no launch set of that name.
+    pub async fn pin_to_launch(
+        self: &Arc<Self>,
+        location: &PackageLocation,
+        trust_root: Option<&Path>,
+        launch: &LaunchChoice,
+    ) -> Result<Pinned> {
         let package = self.package(location)?;
         let loaded = package.load(&self.trust, trust_root).await?;
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
         let mount = match package.mounted(record) {
-            Some(mount) => mount,
-            None => open_once(location, &package, &loaded, record).await?,
+            Some(mount) => {
+                mount.start_launch(launch)?;
+                mount
+            }
+            None => open_once(location, &package, &loaded, record, launch).await?,
         };
         let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;
         Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
+    }
+
+    /// As [`Self::pin_to_launch`], but the version is shared with nobody, so that whoever watches it sees one user's
+    /// questions only. What is on this machine is shared all the same. `prepare` sees the mount before anything is
+    /// asked of it.
+    ///
+    /// # Errors
+    /// As [`Self::pin_to_launch`].
+    pub async fn pin_apart(
+        self: &Arc<Self>,
+        location: &PackageLocation,
+        trust_root: Option<&Path>,
+        launch: &LaunchChoice,
+        prepare: impl FnOnce(&Arc<Mount>),
+    ) -> Result<Pinned> {
+        let package = self.package(location)?;
+        let loaded = package.load(&self.trust, trust_root).await?;
+        let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
+        let mount = open_soon(location, &package, &loaded, record, launch, prepare).await?;
+        let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;
+        Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
+    }
+
+    /// Helps launches of `mount` as `policy` says, if the publisher gave no launch set. Does nothing where that is being
+    /// done already. Best called before anything is asked of the mount.
+    pub fn help_launches(&self, mount: &Arc<Mount>, policy: PrefetchPolicy) {
+        if !mount.has_launch_set() {
+            prefetch::begin(mount, policy, &self.learned);
+        }
     }
 
     /// What a mount of `location` made now would pin. Costs one conditional request if nothing changed.
@@ -258,7 +308,7 @@ impl Host {
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
         match package.mounted(record) {
             Some(mount) => Ok(mount),
-            None => open_once(location, &package, &loaded, record).await,
+            None => open_once(location, &package, &loaded, record, &LaunchChoice::Off).await,
         }
     }
 
@@ -323,17 +373,32 @@ async fn open_once(
     package: &Arc<Package>,
     loaded: &Loaded,
     record: &VersionRecord,
+    launch: &LaunchChoice,
 ) -> Result<Arc<Mount>> {
     let _opening = package.opening.lock().await;
     if let Some(mount) = package.mounted(record) {
         return Ok(mount);
     }
+    let mount = open_soon(location, package, loaded, record, launch, |_| {}).await?;
+    package.mounts.lock().insert(identity_key(record), Arc::downgrade(&mount));
+    Ok(mount)
+}
+
+/// Opens a version; soon or not at all if its origin is away.
+async fn open_soon(
+    location: &PackageLocation,
+    package: &Arc<Package>,
+    loaded: &Loaded,
+    record: &VersionRecord,
+    launch: &LaunchChoice,
+    prepare: impl FnOnce(&Arc<Mount>),
+) -> Result<Arc<Mount>> {
     let Freshness::Offline { reason } = &loaded.freshness else {
-        return open_mount(location, package, loaded, record).await;
+        return open_mount(location, package, loaded, record, launch, prepare).await;
     };
     // What is on this machine is there at once; the rest will hardly come.
     let patience = package.retry().metadata_deadline;
-    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record)).await;
+    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record, launch, prepare)).await;
     opened.unwrap_or(Err(Error::Cancelled)).map_err(|e| not_here(e, record, package, reason))
 }
 
@@ -343,6 +408,8 @@ async fn open_mount(
     package: &Package,
     loaded: &Loaded,
     record: &VersionRecord,
+    launch: &LaunchChoice,
+    prepare: impl FnOnce(&Arc<Mount>),
 ) -> Result<Arc<Mount>> {
     let bytes = loaded.descriptor(record).await?;
     let whence = format!("the descriptor of version {} of {}", record.version, package.key);
@@ -360,9 +427,7 @@ async fn open_mount(
         descriptor: hex::encode(record.descriptor_sha256),
         origin: location.origin.to_string(),
     };
-    let mount = Mount::open(descriptor, identity, package.fetcher.clone()).await?;
-    package.mounts.lock().insert(identity_key(record), Arc::downgrade(&mount));
-    Ok(mount)
+    Mount::open_prepared(descriptor, identity, package.fetcher.clone(), launch, prepare).await
 }
 
 /// Why a version could not be mounted without its origin. What says that something is wrong with the version itself

@@ -5,7 +5,7 @@
 //! of it is pinned before it comes.
 
 use std::collections::HashSet;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -84,7 +84,7 @@ struct Loading {
 pub(super) async fn load(
     cache: &Arc<Cache>,
     mount: &Arc<Mount>,
-    first: Vec<(NodeId, std::ops::Range<u64>)>,
+    first: Vec<(NodeId, Range<u64>)>,
     pace: &Arc<Pace>,
     counters: &Arc<Counters>,
 ) -> Result<LoadSummary> {
@@ -144,7 +144,7 @@ impl Loading {
     }
 
     /// Parts of files that are wanted before others. What is wrong with them is told when their turn comes anyway.
-    async fn ranges(self: &Arc<Self>, ranges: Vec<(NodeId, std::ops::Range<u64>)>) -> Result<()> {
+    async fn ranges(self: &Arc<Self>, ranges: Vec<(NodeId, Range<u64>)>) -> Result<()> {
         for ranges in ranges.chunks(NODES_AT_ONCE as usize) {
             let mut wanted = Vec::new();
             let mut pins = Vec::new();
@@ -315,7 +315,7 @@ fn keep(cache: &Cache, blob: &Blob, at: u64, hash: &Hash, block: &[u8]) -> Resul
 ///
 /// # Errors
 /// What the origin says, or `Damaged`.
-pub(super) async fn launch_sets(mount: &Arc<Mount>) -> Result<Vec<(NodeId, std::ops::Range<u64>)>> {
+pub(super) async fn launch_sets(mount: &Arc<Mount>) -> Result<Vec<(NodeId, Range<u64>)>> {
     let mut ranges = Vec::new();
     for launch in &mount.descriptor.launch {
         let (object, index) = (launch.path(), &launch.index);

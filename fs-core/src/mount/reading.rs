@@ -159,7 +159,7 @@ impl Mount {
     }
 
     /// Blocks of `range` that are not known to be on this machine.
-    fn not_local(&self, held: &mut Held, id: NodeId, range: &Range<u64>) -> Result<Vec<Wanted>, Need> {
+    pub(super) fn not_local(&self, held: &mut Held, id: NodeId, range: &Range<u64>) -> Result<Vec<Wanted>, Need> {
         let file = self.file(held, id)?;
         let extents = self.extents(held, file.id, range)?;
         let cache = self.fetcher.cache();

@@ -3,8 +3,14 @@
 //! JSON, because the metadata around it is, and because an administrator may want to read it. Its integrity comes
 //! from the signed metadata, which names its SHA-256 and length.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
+use super::launch::{
+    LAUNCH_BODY_MAX_BYTES, LAUNCH_INDEX_MAX_BYTES, LAUNCH_OBJECT_MAX_BYTES, LAUNCH_SETS_MAX, is_launch_name,
+};
+use super::profile::PROFILE_MAX_BYTES;
 use super::tree::PAGE_MAX_BYTES;
 use super::{FORMAT_VERSION, Hash, LAUNCH_DIR, PACK_DIR, PROFILE_DIR, TREE_DIR};
 use crate::backend::ObjectPath;
@@ -233,6 +239,28 @@ impl Descriptor {
         let parts = t.files.checked_add(t.directories).and_then(|n| n.checked_add(t.symlinks));
         if t.nodes == 0 || t.nodes > u64::from(u32::MAX) || parts.is_none_or(|n| n > t.nodes) {
             return Some("its totals contradict each other".into());
+        }
+        self.broken_launch_rule()
+    }
+
+    fn broken_launch_rule(&self) -> Option<String> {
+        if self.launch.len() > LAUNCH_SETS_MAX {
+            return Some(format!("it has {} launch sets, more than {LAUNCH_SETS_MAX}", self.launch.len()));
+        }
+        let mut names = HashSet::new();
+        for LaunchRef { name, bytes, index, body, profile, .. } in &self.launch {
+            if !is_launch_name(name) || !names.insert(name) {
+                return Some(format!("it has a launch set of the name {name:?}, or several"));
+            }
+            let index_fits = index.length as usize <= LAUNCH_INDEX_MAX_BYTES
+                && (1..=index.length).contains(&index.stored)
+                && u64::from(index.stored) <= *bytes;
+            if !index_fits || *body > LAUNCH_BODY_MAX_BYTES || *bytes > LAUNCH_OBJECT_MAX_BYTES {
+                return Some(format!("its launch set {name} is too long"));
+            }
+            if profile.length > PROFILE_MAX_BYTES as u64 || !(1..=profile.length).contains(&profile.bytes) {
+                return Some(format!("the profile of its launch set {name} is too long"));
+            }
         }
         None
     }

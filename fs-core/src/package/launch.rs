@@ -1,7 +1,7 @@
 //! Launch objects: what starting an application touches, in order of first use, as one stream.
 //!
 //! ```text
-//! index   one zstd frame: what follows, in order
+//! index   stored like a block: what follows, in order
 //! body    one zstd frame, of the bytes of all entries one after another
 //! ```
 //!
@@ -12,6 +12,10 @@
 //! The descriptor names the index's hash. Pages carry their hash in the index; blocks are verified against the tree,
 //! whose pages come before the blocks that they describe.
 
+mod body;
+
+pub use body::{BodyDecoder, BodyEncoder, LAUNCH_LEVEL};
+
 use super::bytes_at::{array, u32_at, u64_at};
 use super::tree::PAGE_MAX_BYTES;
 use super::{Hash, NodeId, block::BLOCK_MAX_BYTES};
@@ -21,6 +25,8 @@ use crate::error::{Error, Result};
 pub const LAUNCH_ENTRIES_MAX: usize = 1 << 18;
 /// Most bytes that a launch object's body decodes to.
 pub const LAUNCH_BODY_MAX_BYTES: u64 = 16 << 30;
+/// Most bytes of a launch object: an index and a body that do not compress, with what zstd adds to such.
+pub const LAUNCH_OBJECT_MAX_BYTES: u64 = LAUNCH_BODY_MAX_BYTES + (LAUNCH_BODY_MAX_BYTES >> 8) + (64 << 20);
 /// Window of the body's frame as a power of two: what a reader must keep of what it decoded, 8 MiB.
 pub const LAUNCH_WINDOW_LOG: u32 = 23;
 /// Most bytes of an index.
@@ -80,6 +86,12 @@ impl LaunchEntry {
     }
 }
 
+/// Whether `name` can name a launch set: 1 to 64 ASCII letters, digits, `.`, `_` and `-`.
+pub fn is_launch_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(allowed)
+}
+
 /// The beginning of `hash`.
 pub fn hash_prefix(hash: &Hash) -> HashPrefix {
     hash.0[..HASH_PREFIX_BYTES].try_into().expect("a hash is longer than its prefix")
@@ -132,6 +144,7 @@ pub fn parse_index(bytes: &[u8], whence: &str) -> Result<Vec<LaunchEntry>> {
     if at != bytes.len() {
         return Err(broken("something follows the last entry"));
     }
+    // No overflow: there are few entries, and none is long.
     if body > LAUNCH_BODY_MAX_BYTES {
         return Err(broken("its entries are too long together"));
     }

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! scan      the tree's names and attributes, numbered
+//! hot       what launches read of each file, if there are profiles
 //! cut       files into blocks: new ones compressed by all cores, known ones only referred to
-//! pack      new blocks into packs, in node order
-//! tree, descriptor, signed metadata
+//! pack      new blocks into packs: what launches read, then the rest in node order
+//! tree, launch objects, descriptor, signed metadata
 //! ```
 //!
 //! Same input at the same state of the package gives the same bytes, whatever the number of cores. Objects become
@@ -12,7 +13,11 @@
 //! interrupted anywhere leaves the old versions as they were and at most some unreferenced objects.
 
 mod cut;
+mod hot;
+mod launch;
 mod pack_writer;
+mod profiles;
+mod resolve;
 mod scan;
 
 use std::fs::File;
@@ -23,9 +28,14 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use self::cut::{BlockSink, FileBlocks};
+use self::hot::Hot;
+pub use self::launch::LaunchSummary;
+use self::launch::{LaunchObject, LaunchWriter};
 use self::pack_writer::PackStore;
+use self::profiles::ChosenProfile;
 use self::scan::{ScannedBody, Tree};
 use super::descriptor::{DESCRIPTOR_MAX_BYTES, Descriptor, TreeTotals};
+use super::profile::Profile;
 use super::tree::build::{NewBody, NewNode, NewXattrs, TreeBuilder};
 use super::{FORMAT_VERSION, NodeId, TREE_DIR};
 use crate::error::{Error, Result};
@@ -57,6 +67,10 @@ pub struct PublishRequest {
     pub skip_special: bool,
     /// Threads that compress; at least 1.
     pub threads: usize,
+    /// Recordings of launches, of which launch sets are made: those of one name together, in the order of the names' first.
+    pub profiles: Vec<Profile>,
+    /// Whether a version without profiles takes over those of the version before.
+    pub inherit_profiles: bool,
 }
 
 /// What was published.
@@ -78,7 +92,11 @@ pub struct PublishSummary {
     pub blocks: u64,
     /// Of these, blocks that no earlier version had.
     pub new_blocks: u64,
-    /// Bytes added to the content root: packs, tree and descriptor.
+    /// Launch sets, in their order.
+    pub launch: Vec<LaunchSummary>,
+    /// Names of launch sets that the version before has and this one does not.
+    pub launch_sets_dropped: Vec<String>,
+    /// Bytes added to the content root: packs, tree, launch objects, profiles and descriptor.
     pub new_bytes_stored: u64,
     /// Stored bytes that the version consists of, with those shared with earlier versions.
     pub stored_bytes_of_version: u64,
@@ -137,15 +155,22 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
     let mut publisher = runtime.block_on(Publisher::open(&package_dir, &keys, PublishOptions::default()))?;
     let root_key_created = publisher.catalog().versions.is_empty();
     let known = runtime.block_on(known_descriptors(&publisher))?;
+    let ancestor = profiles::ancestor(publisher.catalog(), request);
+    let ancestor = known.iter().find(|known| ancestor.is_some_and(|record| known.version == record.version));
+    let chosen = choose_profiles(request, ancestor, &package_dir)?;
+    let hot = Hot::plan(&tree, chosen.iter().map(|chosen| &chosen.profile))?;
     let mut packs = PackStore::open(&package_dir, &known)?;
 
     progress.total(tree.bytes, tree.files);
     progress.message("storing blocks");
-    let mut blocks = cut::run(request.level, request.threads, &mut packs, |sink| store_files(&tree, sink, progress))?;
+    let store = |sink: &mut BlockSink<'_>| store_files(&tree, &hot, sink, progress);
+    let mut blocks = cut::run(request.level, request.threads, &mut packs, store)?;
     packs.finish()?;
 
     progress.message("writing the tree");
-    let (descriptor, tree_file) = write_tree(request, &tree, &mut blocks, &mut packs)?;
+    let (mut descriptor, tree_file) = write_tree(request, &tree, &mut blocks, &mut packs)?;
+    let launch_objects = write_launch_objects(&chosen, &tree, &descriptor, &tree_file.0, &packs, progress)?;
+    descriptor.launch = launch_objects.iter().map(|object| object.reference.clone()).collect();
     if progress.cancelled() {
         return Err(Error::Cancelled);
     }
@@ -163,11 +188,20 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
     packs.place_all()?;
     let (file, aside) = tree_file;
     let tree_is_new = pack_writer::place(file, &aside, &package_dir.join(TREE_DIR), &descriptor.tree.object)?;
+    let launch = launch_objects.iter().map(|object| object.summary.clone()).collect();
+    let mut launch_bytes_new = 0;
+    for object in launch_objects {
+        launch_bytes_new += object.place(&package_dir)?;
+    }
     runtime.block_on(publisher.commit())?;
 
     let tree_bytes_new = if tree_is_new { descriptor.tree.bytes } else { 0 };
     let descriptor_bytes_new = if added == Added::New { bytes.len() as u64 } else { 0 };
-    let stored = packs.used_bytes() + descriptor.tree.bytes + bytes.len() as u64;
+    let launch_bytes: u64 = descriptor.launch.iter().map(|set| set.bytes + set.profile.bytes).sum();
+    let stored = packs.used_bytes() + descriptor.tree.bytes + launch_bytes + bytes.len() as u64;
+    let has = |name: &String| descriptor.launch.iter().any(|set| set.name == *name);
+    let before = ancestor.iter().flat_map(|ancestor| &ancestor.launch).map(|set| set.name.clone());
+    let launch_sets_dropped = before.filter(|name| !has(name)).collect();
     Ok(PublishSummary {
         package: request.package.to_string(),
         version: request.version.to_string(),
@@ -177,7 +211,9 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
         bytes: descriptor.totals.allocated_bytes,
         blocks: packs.used_blocks(),
         new_blocks: packs.new_blocks(),
-        new_bytes_stored: packs.new_bytes() + tree_bytes_new + descriptor_bytes_new,
+        new_bytes_stored: packs.new_bytes() + tree_bytes_new + launch_bytes_new + descriptor_bytes_new,
+        launch,
+        launch_sets_dropped,
         stored_bytes_of_version: stored,
         ratio: if stored == 0 { 1.0 } else { descriptor.totals.allocated_bytes as f64 / stored as f64 },
         skipped: tree.skipped,
@@ -224,18 +260,38 @@ async fn known_descriptors(publisher: &Publisher) -> Result<Vec<Descriptor>> {
     Ok(known)
 }
 
-/// Cuts every file of the tree; the result stands at the node's index.
-fn store_files(tree: &Tree, sink: &mut BlockSink<'_>, progress: &dyn Progress) -> Result<Vec<FileBlocks>> {
-    let mut blocks = Vec::with_capacity(tree.nodes.len());
-    for node in &tree.nodes {
-        let mut file = match &node.body {
-            ScannedBody::File { path, size, facts } => sink.store_file(path, *size, facts, progress)?,
-            _ => FileBlocks::default(),
-        };
+/// The profiles of the new version's launch sets.
+fn choose_profiles(
+    request: &PublishRequest,
+    ancestor: Option<&Descriptor>,
+    package_dir: &Path,
+) -> Result<Vec<ChosenProfile>> {
+    match ancestor {
+        Some(ancestor) if request.profiles.is_empty() && request.inherit_profiles => {
+            profiles::inherited(package_dir, ancestor)
+        }
+        _ => profiles::given(&request.profiles),
+    }
+}
+
+/// Cuts every file of the tree, what launches read first; the result stands at the node's index.
+fn store_files(tree: &Tree, hot: &Hot, sink: &mut BlockSink<'_>, progress: &dyn Progress) -> Result<Vec<FileBlocks>> {
+    let mut blocks: Vec<FileBlocks> = Vec::new();
+    blocks.resize_with(tree.nodes.len(), FileBlocks::default);
+    for (index, stretch) in hot.in_order() {
+        if let ScannedBody::File { path, size, facts } = &tree.nodes[index].body {
+            let cuts = sink.store_parts(path, *size, facts, std::slice::from_ref(&stretch), progress)?;
+            blocks[index].cuts.extend(cuts);
+        }
+    }
+    for (index, (node, file)) in tree.nodes.iter().zip(&mut blocks).enumerate() {
+        if let ScannedBody::File { path, size, facts } = &node.body {
+            file.cuts.extend(sink.store_parts(path, *size, facts, &hot.cold(index, *size), progress)?);
+            file.cuts.sort_by_key(|cut| cut.file_offset);
+        }
         if let Err(encoded) = NewXattrs::encode(&node.xattrs) {
             file.xattrs = Some(sink.store_bytes(&encoded)?);
         }
-        blocks.push(file);
     }
     Ok(blocks)
 }
@@ -285,7 +341,9 @@ fn write_tree(
         })?;
     }
     let aside = scratch.join("tree");
-    let mut out = File::create(&aside).map_err(|e| Error::local("create", &aside, e))?;
+    // Read again for launch objects.
+    let out = File::options().read(true).write(true).create(true).truncate(true).open(&aside);
+    let mut out = out.map_err(|e| Error::local("create", &aside, e))?;
     let tree_ref = builder.finish(&mut out)?;
     let descriptor = Descriptor {
         format: FORMAT_VERSION,
@@ -297,6 +355,23 @@ fn write_tree(
         tree: tree_ref,
     };
     Ok((descriptor, (out, aside)))
+}
+
+/// Writes launch objects aside, in the order of their profiles.
+fn write_launch_objects(
+    chosen: &[ChosenProfile],
+    tree: &Tree,
+    descriptor: &Descriptor,
+    tree_file: &File,
+    packs: &PackStore,
+    progress: &dyn Progress,
+) -> Result<Vec<LaunchObject>> {
+    if chosen.is_empty() {
+        return Ok(Vec::new());
+    }
+    progress.message("writing launch objects");
+    let mut writer = LaunchWriter::new(tree, &descriptor.tree, tree_file, packs.scratch_dir().to_owned())?;
+    chosen.iter().enumerate().map(|(number, chosen)| writer.write(number, chosen, progress)).collect()
 }
 
 #[cfg(test)]

@@ -34,6 +34,8 @@ impl World {
             level: 1,
             skip_special: false,
             threads: 1,
+            profiles: Vec::new(),
+            inherit_profiles: true,
         };
         tokio::task::spawn_blocking(move || publish(&request, &NoProgress)).await.unwrap().unwrap();
     }

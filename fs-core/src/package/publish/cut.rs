@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -57,6 +58,26 @@ pub(super) struct BlockSink<'a> {
     packs: &'a mut PackStore,
 }
 
+/// The error for a file that is not what it was a moment ago.
+pub(super) fn changed(path: &Path) -> Error {
+    let path = path.display();
+    Error::InvalidInput(format!("{path} changed while it was being published; publish from a directory at rest"))
+}
+
+/// What two lists of ranges, each sorted and without overlaps, have in common.
+fn intersections(left: &[Range<u64>], right: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut common = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while let (Some(a), Some(b)) = (left.get(i), right.get(j)) {
+        let range = a.start.max(b.start)..a.end.min(b.end);
+        if !range.is_empty() {
+            common.push(range);
+        }
+        if a.end <= b.end { i += 1 } else { j += 1 }
+    }
+    common
+}
+
 /// Runs `work` with `threads` compressing workers behind its sink.
 pub(super) fn run<T>(
     level: i32,
@@ -87,38 +108,35 @@ pub(super) fn run<T>(
 }
 
 impl BlockSink<'_> {
-    /// Cuts a file. Its attributes must be the same afterwards as `facts` of the scan.
-    pub(super) fn store_file(
+    /// Cuts these parts of a file, each on its own, without what is a hole in them; blocks by position. Its attributes must
+    /// be the same afterwards as `facts` of the scan.
+    pub(super) fn store_parts(
         &mut self,
         path: &Path,
         size: u64,
         facts: &Facts,
+        parts: &[Range<u64>],
         progress: &dyn Progress,
-    ) -> Result<FileBlocks> {
-        let mut blocks = FileBlocks::default();
-        if size == 0 {
-            return Ok(blocks);
+    ) -> Result<Vec<Cut>> {
+        let mut cuts = Vec::new();
+        if parts.is_empty() {
+            return Ok(cuts);
         }
         let broken = |e| Error::local("read", path, e);
-        let changed = || {
-            Error::InvalidInput(format!(
-                "{} changed while it was being published; publish from a directory at rest",
-                path.display()
-            ))
-        };
+        let changed = || changed(path);
         let mut file = platform::open_no_follow(path).map_err(broken)?;
         // Asking for holes costs two calls a file; only files with fewer bytes on disk than their size can have any.
         let segments = match facts.allocated < size {
             true => platform::data_segments(&file, size).map_err(broken)?,
             false => std::iter::once(0..size).collect(),
         };
-        for segment in segments {
+        for segment in intersections(parts, &segments) {
             file.seek(SeekFrom::Start(segment.start)).map_err(broken)?;
             let length = segment.end - segment.start;
             let got = if length <= BLOCK_MIN_BYTES as u64 {
-                self.store_small(&mut file, segment.start, length, &mut blocks.cuts).map_err(broken)?
+                self.store_small(&mut file, segment.start, length, &mut cuts).map_err(broken)?
             } else {
-                self.store_cut(&file, segment.start, length, &mut blocks.cuts, progress, path)?
+                self.store_cut(&file, segment.start, length, &mut cuts, progress, path)?
             };
             if got != length {
                 return Err(changed());
@@ -134,7 +152,7 @@ impl BlockSink<'_> {
         if after.len() != size || facts_after.mtime != facts.mtime || facts_after.identity != facts.identity {
             return Err(changed());
         }
-        Ok(blocks)
+        Ok(cuts)
     }
 
     fn store_small(&mut self, file: &mut File, at: u64, length: u64, cuts: &mut Vec<Cut>) -> std::io::Result<u64> {

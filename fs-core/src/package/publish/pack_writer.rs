@@ -264,6 +264,7 @@ fn read_index(path: &Path, pack: &PackRef) -> Result<Vec<PackEntry>> {
 
 /// Makes a complete file visible in `dir` under its hash; `false` if it was there already.
 pub(super) fn place(file: File, aside: &Path, dir: &Path, object: &Hash) -> Result<bool> {
+    std::fs::create_dir_all(dir).map_err(|e| Error::local("create", dir, e))?;
     let target = dir.join(object.to_string());
     let length = file.metadata().map_err(|e| Error::local("read attributes of", aside, e))?.len();
     // Same name, same length: an earlier publish stored it, perhaps one that was interrupted later.

@@ -1,0 +1,249 @@
+//! Blocks that come in a known order without being asked for one by one: a launch stream.
+//!
+//! Whoever asks for such a block waits for it if it is near, and fetches it by a request of its own otherwise; one who
+//! waits longer than expected is sent to fetch, too. So a stream that is slow, broken or of the wrong order costs
+//! bandwidth, never an answer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{Claim, Fetcher, Source};
+use crate::package::Hash;
+use crate::package::launch::{HashPrefix, LaunchEntry, hash_prefix};
+
+/// How long the beginning of a stream, which tells its order, is waited for.
+const ORDER_PATIENCE: Duration = Duration::from_secs(2);
+/// What is expected later than twice the stream's first round trip and this is not waited for: a request of its own
+/// would bring it sooner.
+const NEAR: Duration = Duration::from_millis(100);
+/// Waiting this much longer than twice the expected time means that the stream has become slower.
+const GRACE: Duration = Duration::from_millis(200);
+/// How often those who wait are looked after.
+const CHECK_EVERY: Duration = Duration::from_millis(50);
+
+/// A stream of blocks and pages.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    begun: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    order: Option<Order>,
+    /// When the order was known, which is one round trip after the beginning.
+    ordered_after: Duration,
+    /// Entries that have come.
+    next: usize,
+    waiting: Vec<Waiting>,
+    over: bool,
+}
+
+#[derive(Debug)]
+struct Order {
+    by_prefix: HashMap<HashPrefix, usize>,
+    /// Where each entry ends in the decoded stream.
+    ends: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    claim: Claim,
+    /// Its place in the stream, once the order is known.
+    entry: Option<usize>,
+    until: Instant,
+}
+
+/// What the stream says to somebody who wants a block.
+enum Outlook {
+    /// It comes soon enough.
+    Wait { entry: Option<usize>, patience: Duration },
+    /// It came already.
+    Passed,
+    /// It does not come, or too late.
+    Fetch,
+}
+
+impl State {
+    fn outlook(&self, age: Duration, hash: &Hash) -> Outlook {
+        if self.over {
+            return Outlook::Fetch;
+        }
+        let Some(order) = &self.order else {
+            return match ORDER_PATIENCE.checked_sub(age) {
+                Some(patience) => Outlook::Wait { entry: None, patience },
+                None => Outlook::Fetch,
+            };
+        };
+        let Some(&entry) = order.by_prefix.get(&hash_prefix(hash)) else { return Outlook::Fetch };
+        if entry < self.next {
+            return Outlook::Passed;
+        }
+        let came = self.next.checked_sub(1).map_or(0, |last| order.ends[last]);
+        let far = order.ends[entry] - came;
+        // At the average rate so far; before anything came, only what stands at the very beginning is near.
+        let flowing = age.saturating_sub(self.ordered_after).max(Duration::from_millis(1));
+        let rate = (came.max(64 << 10) as f64) / flowing.as_secs_f64();
+        let expected = Duration::try_from_secs_f64(far as f64 / rate).unwrap_or(Duration::MAX);
+        if expected <= self.ordered_after * 2 + NEAR {
+            Outlook::Wait { entry: Some(entry), patience: expected * 2 + GRACE }
+        } else {
+            Outlook::Fetch
+        }
+    }
+}
+
+impl Arriving {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { begun: Instant::now(), state: Mutex::default() })
+    }
+
+    /// Takes the claims that are worth waiting for here and gives back the others, those which came already apart.
+    fn take(&self, claims: Vec<Claim>) -> (Vec<Claim>, Vec<Claim>) {
+        let (mut passed, mut others) = (Vec::new(), Vec::new());
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        for claim in claims {
+            match state.outlook(now - self.begun, &claim.wanted.hash) {
+                Outlook::Wait { entry, patience } => {
+                    state.waiting.push(Waiting { claim, entry, until: now + patience })
+                }
+                Outlook::Passed => passed.push(claim),
+                Outlook::Fetch => others.push(claim),
+            }
+        }
+        (passed, others)
+    }
+
+    /// The order is known. Those who wait for what is not in it are given back.
+    fn order(&self, entries: &[LaunchEntry]) -> Vec<Claim> {
+        let mut order =
+            Order { by_prefix: HashMap::with_capacity(entries.len()), ends: Vec::with_capacity(entries.len()) };
+        let mut end = 0;
+        for (i, entry) in entries.iter().enumerate() {
+            end += u64::from(entry.length());
+            order.ends.push(end);
+            order.by_prefix.entry(entry.prefix()).or_insert(i);
+        }
+        let mut state = self.state.lock();
+        state.order = Some(order);
+        state.ordered_after = self.begun.elapsed();
+        let claims = std::mem::take(&mut state.waiting).into_iter().map(|w| w.claim).collect();
+        drop(state);
+        // Nothing has come yet, so nothing has passed.
+        let (passed, others) = self.take(claims);
+        debug_assert!(passed.is_empty(), "nothing can have come before the order");
+        others
+    }
+
+    /// Entry `index` has come: who waits for it.
+    fn pass(&self, index: usize) -> Vec<Claim> {
+        let mut state = self.state.lock();
+        state.next = index + 1;
+        let mut met = Vec::new();
+        let mut i = 0;
+        while i < state.waiting.len() {
+            if state.waiting[i].entry.is_some_and(|entry| entry <= index) {
+                met.push(state.waiting.swap_remove(i).claim);
+            } else {
+                i += 1;
+            }
+        }
+        met
+    }
+
+    /// Those who have waited too long.
+    fn overdue(&self) -> Vec<Claim> {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let all = std::mem::take(&mut state.waiting);
+        let (late, waiting): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.until <= now);
+        state.waiting = waiting;
+        late.into_iter().map(|w| w.claim).collect()
+    }
+
+    fn end(&self) -> Vec<Claim> {
+        let mut state = self.state.lock();
+        state.over = true;
+        std::mem::take(&mut state.waiting).into_iter().map(|w| w.claim).collect()
+    }
+
+    /// How many wait.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
+    }
+
+    fn is_over(&self) -> bool {
+        self.state.lock().over
+    }
+}
+
+impl Fetcher {
+    /// From now on blocks may come through `stream`. Whoever made it must call [`Self::stream_over`].
+    pub(crate) fn expect(self: &Arc<Self>, stream: &Arc<Arriving>) {
+        self.streams.lock().push(stream.clone());
+        let (this, stream) = (self.clone(), stream.clone());
+        self.runtime.spawn(async move {
+            while !stream.is_over() {
+                tokio::time::sleep(CHECK_EVERY).await;
+                this.fetch_missing(stream.overdue());
+            }
+        });
+    }
+
+    /// The order of `stream` is known.
+    pub(crate) fn stream_ordered(self: &Arc<Self>, stream: &Arc<Arriving>, entries: &[LaunchEntry]) {
+        self.fetch_missing(stream.order(entries));
+    }
+
+    /// Entry `index` of `stream` has come; `block` if it is what it should be. It is kept in memory if `remember`. Tells
+    /// whether anybody was waiting for it.
+    pub(crate) fn stream_brought(
+        self: &Arc<Self>,
+        stream: &Arriving,
+        index: usize,
+        block: Option<(Hash, &Bytes)>,
+        remember: bool,
+    ) -> bool {
+        if let Some((hash, bytes)) = block.filter(|_| remember) {
+            // Before it counts as passed: who asks from then on finds it.
+            self.cache.remember(hash, bytes.clone());
+        }
+        let claims = stream.pass(index);
+        let waited = !claims.is_empty();
+        let mut unserved = Vec::new();
+        for claim in claims {
+            match block {
+                Some((hash, bytes)) if claim.wanted.hash == hash => {
+                    self.deliver(claim, Ok((bytes.clone(), Source::LaunchStream)));
+                }
+                _ => unserved.push(claim),
+            }
+        }
+        self.fetch_missing(unserved);
+        waited
+    }
+
+    /// `stream` brings nothing any more.
+    pub(crate) fn stream_over(self: &Arc<Self>, stream: &Arc<Arriving>) {
+        self.streams.lock().retain(|known| !Arc::ptr_eq(known, stream));
+        self.fetch_missing(stream.end());
+    }
+
+    /// Leaves with the streams what they bring soon; the rest.
+    pub(super) fn leave_to_streams(&self, mut claims: Vec<Claim>) -> Vec<Claim> {
+        let streams = self.streams.lock().clone();
+        for stream in streams {
+            let (passed, others) = stream.take(claims);
+            claims = others;
+            // It came between the look on this machine and now.
+            claims.extend(self.look_on_disk(passed));
+        }
+        claims
+    }
+}

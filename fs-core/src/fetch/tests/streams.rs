@@ -1,0 +1,105 @@
+//! Blocks that a stream brings: who waits for it, who does not.
+
+use super::super::arriving::Arriving;
+use super::*;
+use crate::package::NodeId;
+use crate::package::launch::{LaunchEntry, hash_prefix};
+
+impl Bench {
+    fn entries(&self, blocks: impl Iterator<Item = u64>) -> Vec<LaunchEntry> {
+        let entry = |i: u64| LaunchEntry::Block {
+            node: NodeId(1),
+            offset: i * BLOCK,
+            length: BLOCK as u32,
+            prefix: hash_prefix(&Hash::of(self.block(i))),
+        };
+        blocks.map(entry).collect()
+    }
+
+    fn stream(&self) -> Arc<Arriving> {
+        let stream = Arriving::new();
+        self.fetcher.expect(&stream);
+        stream
+    }
+
+    fn bring(&self, stream: &Arriving, index: usize, block: u64) -> bool {
+        let bytes = Bytes::copy_from_slice(self.block(block));
+        self.fetcher.stream_brought(stream, index, Some((Hash::of(&bytes), &bytes)), true)
+    }
+
+    fn ask(&self, blocks: Range<u64>) -> tokio::task::JoinHandle<Result<Vec<(Bytes, Source)>>> {
+        let (fetcher, wanted) = (self.fetcher.clone(), self.wanted(blocks));
+        tokio::spawn(async move { fetcher.get_with_source(wanted, Urgency::Demand).await })
+    }
+
+    async fn waiting(&self, stream: &Arriving, count: usize) {
+        while stream.waiting() < count {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+async fn came(task: tokio::task::JoinHandle<Result<Vec<(Bytes, Source)>>>) -> (Vec<u8>, Source) {
+    let blocks = tokio::time::timeout(LONG, task).await.unwrap().unwrap().unwrap();
+    (blocks.iter().flat_map(|(b, _)| b.to_vec()).collect(), blocks[0].1)
+}
+
+#[tokio::test]
+async fn what_a_stream_is_about_to_bring_is_waited_for_without_a_request() {
+    let bench = Bench::new(8, LONG);
+    let stream = bench.stream();
+    let early = bench.ask(0..2);
+    bench.waiting(&stream, 2).await;
+    bench.fetcher.stream_ordered(&stream, &bench.entries(0..8));
+    assert!(bench.bring(&stream, 0, 0) && bench.bring(&stream, 1, 1));
+    assert_eq!(came(early).await, (bench.content[..2 * BLOCK as usize].to_vec(), Source::LaunchStream));
+    assert!(!bench.bring(&stream, 2, 2), "nobody waited for it");
+    assert_eq!(came(bench.ask(2..3)).await.1, Source::Memory);
+    assert_eq!(bench.log.count(), 0);
+    assert!(bench.fetcher.in_flight.lock().is_empty());
+}
+
+#[tokio::test]
+async fn what_does_not_come_or_comes_late_is_fetched() {
+    let bench = Bench::new(3000, LONG);
+    bench.open();
+    let stream = bench.stream();
+    let absent = bench.ask(2999..3000);
+    bench.waiting(&stream, 1).await;
+    bench.fetcher.stream_ordered(&stream, &bench.entries(0..2999));
+    assert_eq!(came(absent).await.1, Source::Origin, "it is not in the order");
+    // Nothing has come yet, so 29 MB are far.
+    assert_eq!(came(bench.ask(2998..2999)).await.1, Source::Origin);
+    assert_eq!(bench.log.count(), 2);
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_breaks_or_stalls_leaves_nobody_waiting() {
+    let bench = Bench::new(4, LONG);
+    bench.open();
+    let stream = bench.stream();
+    bench.fetcher.stream_ordered(&stream, &bench.entries(0..3));
+    let (damaged, stalled) = (bench.ask(0..1), bench.ask(1..2));
+    bench.waiting(&stream, 2).await;
+    assert!(bench.fetcher.stream_brought(&stream, 0, None, true), "somebody waited for what came damaged");
+    assert_eq!(came(damaged).await.1, Source::Origin);
+    assert_eq!(came(stalled).await.1, Source::Origin, "it was looked after");
+    let ended = bench.ask(2..3);
+    bench.waiting(&stream, 1).await;
+    bench.fetcher.stream_over(&stream);
+    assert_eq!(came(ended).await.1, Source::Origin);
+    assert_eq!(came(bench.ask(3..4)).await.1, Source::Origin);
+    assert!(bench.fetcher.streams.lock().is_empty());
+}
+
+#[tokio::test]
+async fn a_block_of_another_hash_than_the_waiting_one_s_is_not_handed_out() {
+    let bench = Bench::new(2, LONG);
+    bench.open();
+    let stream = bench.stream();
+    bench.fetcher.stream_ordered(&stream, &bench.entries(0..1));
+    let asked = bench.ask(0..1);
+    bench.waiting(&stream, 1).await;
+    assert!(bench.bring(&stream, 0, 1));
+    assert_eq!(came(asked).await, (bench.block(0).to_vec(), Source::Origin));
+}
