@@ -31,6 +31,7 @@ use self::window::Window;
 use super::Mount;
 use super::learn::{LearnedSets, Learner};
 use super::observe::{Observed, Observer, Operation};
+pub use crate::config::Prefetch;
 use crate::fetch::{Source, Urgency, Wanted};
 use crate::package::NodeId;
 
@@ -53,17 +54,6 @@ const FAR: Duration = Duration::from_millis(8);
 const TOUCHED_MAX: usize = 1024;
 /// Nodes whose directories are remembered.
 const PARENTS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("it is not zero");
-
-/// Whether a launch may bring what it has not asked for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Prefetch {
-    /// While a program starts.
-    #[default]
-    Launch,
-    /// Never.
-    None,
-}
 
 /// How launches without a publisher's launch set are helped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
