@@ -18,6 +18,10 @@ const FILL_PERCENT: u64 = 125;
 /// Stretches of time whose bandwidth is remembered, and the shortest of them.
 const STRETCHES: usize = 10;
 const STRETCH_MIN: Duration = Duration::from_millis(50);
+/// After so many stretches that brought hardly more, the line is full.
+const LEVEL_STRETCHES: u32 = 3;
+/// A piece on top of what the line carries, or the window could not grow by one when it is a few pieces long.
+const ROOM_BYTES: u64 = 256 << 10;
 /// A demand read is slow when it takes longer than this many of the shortest round trips, and this besides.
 const SLOW_FACTOR: u32 = 3;
 const SLOW_BESIDES: Duration = Duration::from_millis(30);
@@ -27,6 +31,8 @@ pub(super) struct Window {
     bytes: u64,
     /// Not all that the line carries was found out yet: it doubles.
     growing: bool,
+    /// Stretches in a row that brought hardly more than those before.
+    level_for: u32,
     round_trip: Option<Duration>,
     stretches: VecDeque<f64>,
     stretch: Option<(Instant, u64)>,
@@ -38,6 +44,7 @@ impl Window {
         Self {
             bytes: WINDOW_MIN_BYTES,
             growing: true,
+            level_for: 0,
             round_trip: None,
             stretches: VecDeque::new(),
             stretch: None,
@@ -70,8 +77,10 @@ impl Window {
                 self.stretches.pop_front();
             }
             self.stretch = Some((now, 0));
-            // Twice as much under way brought hardly more: the line is full.
-            self.growing &= best_before == 0.0 || self.best() > best_before * 1.2;
+            // What is asked for now comes a round trip later, so one stretch without growth says nothing.
+            let grew = best_before == 0.0 || self.best() > best_before * 1.2;
+            self.level_for = if grew { 0 } else { self.level_for + 1 };
+            self.growing &= self.level_for < LEVEL_STRETCHES;
         }
         let target = self.target();
         if self.growing || self.bytes < target {
@@ -106,7 +115,7 @@ impl Window {
 
     fn target(&self) -> u64 {
         let carried = self.best() * self.round_trip.unwrap_or_default().as_secs_f64();
-        (carried as u64 * FILL_PERCENT / 100).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES)
+        (carried as u64 * FILL_PERCENT / 100 + ROOM_BYTES).clamp(WINDOW_MIN_BYTES, WINDOW_MAX_BYTES)
     }
 }
 
