@@ -79,6 +79,14 @@ impl Default for MountOptions {
     }
 }
 
+impl MountOptions {
+    /// What the kernel's read-ahead is set to, if it is.
+    fn kernel_read_ahead_kb(&self, launching: bool) -> Option<u32> {
+        let kb = if launching { self.launch_read_ahead_kb } else { self.read_ahead_kb };
+        kb.filter(|_| !self.exact_reads)
+    }
+}
+
 /// One mount of a version at a directory.
 #[derive(Debug, Clone)]
 pub struct Mounted {
@@ -118,7 +126,7 @@ impl Mounted {
     /// neighbours of what is read cost no round trip. To be called as soon as that is known.
     pub fn launch_set_is_here(&self) {
         if let (true, Some(kb)) =
-            (self.connection.boundary.is_launching(), self.connection.served.options().read_ahead_kb)
+            (self.connection.boundary.is_launching(), self.connection.served.options().kernel_read_ahead_kb(false))
         {
             set_read_ahead(self.mount_id, kb);
         }
@@ -129,7 +137,7 @@ impl Mounted {
     /// launch set. Before this is called nothing is wrong, only slower than it could be.
     pub fn launch_is_over(&self) {
         if self.connection.boundary.launch_is_over()
-            && let Some(kb) = self.connection.served.options().read_ahead_kb
+            && let Some(kb) = self.connection.served.options().kernel_read_ahead_kb(false)
         {
             set_read_ahead(self.mount_id, kb);
         }
@@ -377,8 +385,7 @@ impl Mounter {
             other => return Err(unexpected(&other)),
         };
         let options = served.options();
-        let read_ahead = if boundary.is_launching() { options.launch_read_ahead_kb } else { options.read_ahead_kb };
-        if let Some(kb) = read_ahead.filter(|_| !options.exact_reads) {
+        if let Some(kb) = options.kernel_read_ahead_kb(boundary.is_launching()) {
             set_read_ahead(mount_id, kb);
         }
         Ok(Mounted { dir, mount_id, connection: Arc::new(Connection { served, ended, boundary }) })
