@@ -149,6 +149,7 @@ mod tests {
             "status /mnt",
             "load /srv/content/app --rate 20MB/s --jitter 5m",
             "mount /srv/content/app /mnt --background-load --rate 512K --jitter 1h --prefetch none --no-learn",
+            "status --prometheus",
             "unload /srv/content/app@1 --json",
             "verify /srv/content/app",
             "versions /srv/content/app --json",

@@ -10,10 +10,12 @@
 
 pub mod host;
 
+mod answering;
 mod background;
 pub mod launch;
 mod learn;
 mod load;
+pub mod metrics;
 pub mod observe;
 mod pages;
 pub mod prefetch;
@@ -23,25 +25,23 @@ pub mod record;
 mod verify;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use lru::LruCache;
 use parking_lot::Mutex;
-use serde::Serialize;
 
 use self::launch::LaunchChoice;
-use self::observe::{Observed, Observer, Observers, Operation, Waits};
+use self::metrics::Metrics;
+use self::observe::{Observers, Operation};
 use self::pages::{Held, PageStore};
 use self::read_ahead::Sequence;
 use self::reading::FileFacts;
 use crate::backend::ObjectPath;
 use crate::cache::InUse;
 use crate::error::{Error, Result};
-use crate::fetch::{FetchStatistics, Fetcher, Urgency, Wanted};
+use crate::fetch::{Fetcher, Wanted};
 use crate::package::block::Extent;
 use crate::package::descriptor::Descriptor;
 use crate::package::tree::TreeLayout;
@@ -132,20 +132,6 @@ impl Identity {
     }
 }
 
-/// Counters of a mount. The fetches are the package's, which versions mounted side by side share.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct MountStatistics {
-    /// Reads of file content.
-    pub reads: u64,
-    /// Of these, answered without waiting.
-    pub reads_local: u64,
-    /// Bytes read.
-    pub bytes_read: u64,
-    /// What was fetched.
-    #[serde(flatten)]
-    pub fetches: FetchStatistics,
-}
-
 /// One pinned version.
 #[derive(Debug)]
 pub struct Mount {
@@ -163,9 +149,7 @@ pub struct Mount {
     launch: launch::LaunchState,
     /// Set when launches are helped though no launch set tells what they read.
     assistance: OnceLock<Arc<prefetch::Assistance>>,
-    reads: AtomicU64,
-    reads_local: AtomicU64,
-    bytes_read: AtomicU64,
+    metrics: Metrics,
 }
 
 impl Need {
@@ -226,9 +210,7 @@ impl Mount {
             observers: Observers::default(),
             launch: launch::LaunchState::default(),
             assistance: OnceLock::new(),
-            reads: AtomicU64::new(0),
-            reads_local: AtomicU64::new(0),
-            bytes_read: AtomicU64::new(0),
+            metrics: Metrics::default(),
         });
         mount.fetcher.cache().touch(mount.pages.blob(), &mount.in_use);
         prepare(&mount);
@@ -238,118 +220,6 @@ impl Mount {
             return Err(Error::damaged("the tree", "its root is not a directory"));
         }
         Ok(mount)
-    }
-
-    /// Answers `question` at once if it can, else fetches what it needs until it can.
-    fn answer<T: Send + 'static>(
-        self: &Arc<Self>,
-        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need> + Send + 'static,
-    ) -> Answer<T> {
-        self.answer_and_tell(question, |_, _, _, _| {})
-    }
-
-    /// As [`Self::answer`], for work that nobody waits for: what it needs is fetched as urgently as `urgency` says.
-    async fn answer_for<T>(
-        self: &Arc<Self>,
-        urgency: Urgency,
-        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need>,
-    ) -> Result<T> {
-        let mut held = Held::default();
-        match question(self, &mut held) {
-            Ok(answer) => Ok(answer),
-            Err(need) => self.bring_until_answered(need, held, urgency, &mut Waits::default(), question).await,
-        }
-    }
-
-    /// As [`Self::answer`]; `told` learns how it went: when it was asked, what came out, what it waited for.
-    fn answer_and_tell<T: Send + 'static>(
-        self: &Arc<Self>,
-        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need> + Send + 'static,
-        told: impl FnOnce(&Mount, Instant, &Result<T>, Waits) + Send + 'static,
-    ) -> Answer<T> {
-        let asked = Instant::now();
-        let mut held = Held::default();
-        let need = match question(self, &mut held) {
-            Err(need @ (Need::Page(_) | Need::Blocks(_))) => need,
-            answered => {
-                let result = answered.map_err(|need| match need {
-                    Need::Failed(e) => e,
-                    Need::Page(_) | Need::Blocks(_) => unreachable!("these were taken above"),
-                });
-                told(self, asked, &result, Waits::default());
-                return Answer::Ready(result);
-            }
-        };
-        let this = self.clone();
-        Answer::Later(Box::pin(async move {
-            let mut waits = Waits::default();
-            let result = this.bring_until_answered(need, held, Urgency::Demand, &mut waits, question).await;
-            told(&this, asked, &result, waits);
-            result
-        }))
-    }
-
-    async fn bring_until_answered<T>(
-        self: &Arc<Self>,
-        mut need: Need,
-        mut held: Held,
-        urgency: Urgency,
-        waits: &mut Waits,
-        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need>,
-    ) -> Result<T> {
-        loop {
-            let began = Instant::now();
-            match need {
-                Need::Failed(e) => return Err(e),
-                Need::Page(wanted) => {
-                    let hash = wanted.hash;
-                    let page = self.fetcher.get_with_source(vec![wanted], urgency).await?;
-                    waits.pages += began.elapsed();
-                    for (page, source) in page {
-                        waits.came_from(source);
-                        held.keep_page(hash, page)?;
-                    }
-                }
-                Need::Blocks(wanted) => {
-                    let hashes: Vec<_> = wanted.iter().map(|w| w.hash).collect();
-                    let blocks = self.fetcher.get_with_source(wanted, urgency).await?;
-                    waits.blocks += began.elapsed();
-                    for (hash, (block, source)) in hashes.into_iter().zip(blocks) {
-                        waits.came_from(source);
-                        held.blocks.insert(hash, block);
-                    }
-                }
-            }
-            need = match question(self, &mut held) {
-                Ok(answer) => return Ok(answer),
-                Err(need) => need,
-            };
-        }
-    }
-
-    /// As [`Self::answer`], watched by whoever watches this mount. `operation` tells what was asked, once it is
-    /// answered.
-    fn answer_watched<T: Send + 'static>(
-        self: &Arc<Self>,
-        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need> + Send + 'static,
-        operation: impl FnOnce(Option<&T>) -> Operation + Send + 'static,
-    ) -> Answer<T> {
-        self.answer_and_tell(question, move |this, at, result, waits| {
-            if this.observers.any() {
-                let (operation, succeeded) = (operation(result.as_ref().ok()), result.is_ok());
-                this.observers.tell(&Observed { at, operation, waits, succeeded });
-            }
-        })
-    }
-
-    /// Lets `observer` see every question from now on.
-    pub fn watch(&self, observer: Arc<dyn Observer>) {
-        self.observers.add(observer);
-    }
-
-    /// Ends [`Self::watch`].
-    pub fn unwatch(&self, observer: &Arc<dyn Observer>) {
-        self.observers.remove(observer);
     }
 
     /// Runs a walk over this mount's pages.
@@ -509,16 +379,6 @@ impl Mount {
     /// What is done for launches without a launch set.
     pub fn prefetch_statistics(&self) -> prefetch::PrefetchStatistics {
         self.assistance.get().map(|assistance| assistance.statistics()).unwrap_or_default()
-    }
-
-    /// Counters since it was opened.
-    pub fn statistics(&self) -> MountStatistics {
-        MountStatistics {
-            reads: self.reads.load(Ordering::Relaxed),
-            reads_local: self.reads_local.load(Ordering::Relaxed),
-            bytes_read: self.bytes_read.load(Ordering::Relaxed),
-            fetches: self.fetcher.statistics(),
-        }
     }
 }
 

@@ -94,8 +94,20 @@ mod unix {
         Ok(segments)
     }
 
-    pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        file.read_exact_at(buffer, offset)
+    /// Reads exactly `length` bytes. The memory is not cleared first, which would cost as much as copying them.
+    pub(crate) fn read_exact_at(file: &File, length: usize, mut offset: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(length);
+        while bytes.len() < length {
+            match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut bytes), offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => offset += n as u64,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        // The allocator may have given more room than was asked for.
+        bytes.truncate(length);
+        Ok(bytes)
     }
 
     pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -167,8 +179,10 @@ mod other {
     }
 
     #[cfg(windows)]
-    pub(crate) fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    pub(crate) fn read_exact_at(file: &File, length: usize, mut offset: u64) -> io::Result<Vec<u8>> {
         use std::os::windows::fs::FileExt;
+        let mut bytes = vec![0; length];
+        let mut buffer = &mut bytes[..];
         while !buffer.is_empty() {
             match file.seek_read(buffer, offset)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -178,7 +192,7 @@ mod other {
                 }
             }
         }
-        Ok(())
+        Ok(bytes)
     }
 
     #[cfg(windows)]

@@ -52,7 +52,7 @@ fn cases(root: &Path) -> Vec<Case> {
     let http = Nginx::http(root);
     let http_backend = backend(&http.url(), &config());
     let basic_auth = Some(("reader".to_owned(), "password".to_owned()));
-    let https = Nginx::start(root, &NginxOptions { scheme: Scheme::Https, basic_auth });
+    let https = Nginx::start(root, &NginxOptions { scheme: Scheme::Https, basic_auth, ..NginxOptions::default() });
     let credentials = Credentials::Basic { user: "reader".to_owned(), password: "password".to_owned() };
     let https_config = OriginConfig { ca_files: vec![https.ca_file()], credentials, ..config() };
     let https_backend = backend(&https.url(), &https_config);

@@ -19,7 +19,7 @@ fn published() -> (Streamfs, std::path::PathBuf, std::path::PathBuf) {
 fn a_password_is_needed_and_never_shown() {
     let (user, source, content) = published();
     let basic_auth = Some(("reader".to_owned(), "s3cret-pass".to_owned()));
-    let server = Nginx::start(&content, &NginxOptions { scheme: Scheme::Https, basic_auth });
+    let server = Nginx::start(&content, &NginxOptions { scheme: Scheme::Https, basic_auth, ..NginxOptions::default() });
     let user = user.with_variable("SSL_CERT_FILE", server.ca_file());
     let location = format!("{}/app", server.url());
     let dir = user.folder("mnt");

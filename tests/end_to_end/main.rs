@@ -5,10 +5,14 @@ mod cli_errors;
 mod crashes;
 mod faults;
 mod http_servers;
+mod metrics;
+mod profile;
 mod publishing;
 mod real_trees;
+mod run;
 mod scale;
 mod tampering;
+mod trace;
 mod trust_state;
 mod upgrade;
 

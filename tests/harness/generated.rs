@@ -72,6 +72,7 @@ pub fn generated_version(content_root: &Path, package: &str, keys: &Path, files:
         version: version.clone(),
         tree,
         packs: vec![pack],
+        launch: Vec::new(),
         totals: TreeTotals {
             nodes: 1 + directories + files,
             files,

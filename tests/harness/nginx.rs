@@ -30,11 +30,13 @@ pub struct NginxOptions {
     pub scheme: Scheme,
     /// User and password that it demands.
     pub basic_auth: Option<(String, String)>,
+    /// Folders are answered with a list of what is in them.
+    pub list_folders: bool,
 }
 
 impl Default for NginxOptions {
     fn default() -> Self {
-        Self { scheme: Scheme::Http, basic_auth: None }
+        Self { scheme: Scheme::Http, basic_auth: None, list_folders: false }
     }
 }
 
@@ -92,9 +94,14 @@ impl Nginx {
             let hash = run("openssl", &["passwd", "-apr1", password], server.folder.path());
             fs::write(server.folder.path().join("users"), format!("{user}:{}\n", hash.trim())).expect("own folder");
         }
-        server.configure(content, options.basic_auth.is_some());
+        server.configure(content, options);
         server.restart();
         server
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
     }
 
     /// URL of the content root, without a slash at its end.
@@ -130,7 +137,7 @@ impl Nginx {
             .spawn()
             .expect("nginx is needed for the tests; `cargo xtask setup` installs it");
         self.process = Some(child);
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
+        let address = self.address();
         wait_for("nginx to accept connections", Duration::from_secs(20), || {
             if let Some(status) = self.process.as_mut().and_then(|p| p.try_wait().ok().flatten()) {
                 let errors = fs::read_to_string(self.folder.path().join("error.log")).unwrap_or_default();
@@ -188,7 +195,7 @@ impl Nginx {
         self.folder.path().join("access.log")
     }
 
-    fn configure(&self, content: &Path, with_users: bool) {
+    fn configure(&self, content: &Path, options: &NginxOptions) {
         let folder = self.folder.path();
         let mut text = String::new();
         if rustix::process::geteuid().is_root() {
@@ -210,7 +217,10 @@ impl Nginx {
             let _ =
                 writeln!(text, "ssl_certificate {0}/leaf.pem;\nssl_certificate_key {0}/leaf.key;", folder.display());
         }
-        if with_users {
+        if options.list_folders {
+            text.push_str("autoindex on;\nautoindex_exact_size on;\n");
+        }
+        if options.basic_auth.is_some() {
             let _ = writeln!(text, "auth_basic \"content\";\nauth_basic_user_file {}/users;", folder.display());
         }
         text.push_str("}\n}\n");

@@ -61,6 +61,10 @@ impl Streamfs {
     /// # Panics
     /// When `streamfs` was not built.
     pub fn new() -> Self {
+        Self::at_home(Self::program())
+    }
+
+    fn at_home(program: PathBuf) -> Self {
         let home = tempfile::Builder::new().prefix("streamfs-test-").tempdir().expect("a temporary folder");
         for folder in ["run", "cache", "config", "data", "state", "keys"] {
             fs::create_dir(home.path().join(folder)).expect("a folder in a fresh one");
@@ -69,7 +73,7 @@ impl Streamfs {
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         fs::set_permissions(home.path().join("run"), private).expect("own folder");
         let cache = home.path().join("cache/streamfs");
-        Self { home, cache, variables: Vec::new(), user: None, program: Self::program() }
+        Self { home, cache, variables: Vec::new(), user: None, program }
     }
 
     /// The built program.
@@ -82,6 +86,11 @@ impl Streamfs {
         let path = exe.ancestors().nth(2).expect("test programs lie in target/<profile>/deps").join("streamfs");
         assert!(path.exists(), "{} is missing; build it with `cargo build --package cli`", path.display());
         path
+    }
+
+    /// Like [`Self::new`], with a program that lies elsewhere.
+    pub fn with_program(program: &Path) -> Self {
+        Self::at_home(program.to_owned())
     }
 
     /// Uses another folder as cache.

@@ -2,6 +2,8 @@
 //!
 //! Everything that is built, downloaded or cached stays below the target directory.
 
+mod bench_apps;
+mod debian;
 mod demo;
 mod deny;
 mod fuzz;
@@ -36,6 +38,8 @@ enum Task {
     Ci,
     /// Build the real application trees that tests publish
     Trees,
+    /// Build the application trees, and the other programs, that `first-launch` compares
+    BenchApps(bench_apps::BenchAppsArguments),
     /// Run the benchmarks; arguments after -- go to criterion
     Bench {
         /// For criterion: a filter, --save-baseline and so on
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Ci => test::run(&test::TestArguments::default()),
         Task::Trees => setup::run().and_then(|()| trees::run()),
+        Task::BenchApps(arguments) => bench_apps::run(&arguments),
         Task::Bench { criterion } => bench(&criterion),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
     };

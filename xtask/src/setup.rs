@@ -28,6 +28,8 @@ const NEEDED: &[(Probe, &str)] = &[
     (Probe::File("/etc/ssl/certs/ca-certificates.crt"), "ca-certificates"),
     (Probe::File("/usr/bin/python3.11"), "python3.11"),
     (Probe::PythonModule("pip"), "python3-pip"),
+    // Reports are looked at as their readers do.
+    (Probe::Program("chromium"), "chromium"),
 ];
 
 impl Probe {

@@ -29,16 +29,26 @@ const NODE_FILES_MIN: usize = 5_000;
 /// Builds what is missing.
 pub(crate) fn run() -> Result<()> {
     let trees = target_dir()?.join("test-trees");
-    fs::create_dir_all(&trees).with_context(|| format!("cannot make {}", trees.display()))?;
-    let python_recipe = format!("{RECIPE}\n{}\n", PYTHON_PACKAGES.join("\n"));
-    build(&trees, "python", &python_recipe, build_python)?;
+    python(&trees, &PYTHON_PACKAGES, "import numpy, pandas")?;
+    node(&trees)
+}
+
+/// Builds a relocatable Python with `packages` below `trees`, if it is missing; `probe` is a program that it must run.
+pub(crate) fn python(trees: &Path, packages: &[&str], probe: &str) -> Result<()> {
+    let recipe = format!("{RECIPE}\n{}\n", packages.join("\n"));
+    build(trees, "python", &recipe, |tree| build_python(tree, packages, probe))
+}
+
+/// Builds Node.js with its tools below `trees`, if it is missing.
+pub(crate) fn node(trees: &Path) -> Result<()> {
     let lock = root().join("tests/trees/node/package-lock.json");
     let lock = fs::read_to_string(&lock).with_context(|| format!("cannot read {}", lock.display()))?;
-    build(&trees, "node", &format!("{RECIPE}\n{NODE_PACKAGE}\n{lock}"), build_node)
+    build(trees, "node", &format!("{RECIPE}\n{NODE_PACKAGE}\n{lock}"), build_node)
 }
 
 /// Builds a tree beside its place, moves it there, and writes the stamp last: what has a stamp is whole.
-fn build(trees: &Path, name: &str, recipe: &str, work: fn(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn build(trees: &Path, name: &str, recipe: &str, work: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    fs::create_dir_all(trees).with_context(|| format!("cannot make {}", trees.display()))?;
     let (place, stamp) = (trees.join(name), trees.join(name).with_extension("stamp"));
     if fs::read_to_string(&stamp).is_ok_and(|found| found == recipe) {
         return Ok(());
@@ -62,7 +72,7 @@ fn build(trees: &Path, name: &str, recipe: &str, work: fn(&Path) -> Result<()>) 
 
 /// Debian's interpreter finds its library relative to itself, so a copy of both is relocatable; the shared libraries
 /// that its modules need come along in `lib`.
-fn build_python(tree: &Path) -> Result<()> {
+fn build_python(tree: &Path, packages: &[&str], probe: &str) -> Result<()> {
     let library = tree.join("lib/python3.11");
     fs::create_dir_all(tree.join("bin"))?;
     fs::create_dir_all(tree.join("lib"))?;
@@ -91,14 +101,17 @@ fn build_python(tree: &Path) -> Result<()> {
     let mut pip = Command::new(PYTHON);
     pip.args(["-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--only-binary=:all:"]);
     pip.args(["--no-cache-dir", "--root-user-action=ignore", "--target"]).arg(tree.join("lib/python3/dist-packages"));
-    succeed(pip.args(PYTHON_PACKAGES))?;
-    let probe = "import sys, numpy, pandas; assert numpy.__file__.startswith(sys.prefix); print(sys.prefix)";
+    succeed(pip.args(packages))?;
+    let probe = format!("import sys; {probe}; assert numpy.__file__.startswith(sys.prefix); print(sys.prefix)");
+    let home = tempfile::tempdir().context("cannot make a temporary folder")?;
     let said = output(
         Command::new(tree.join("bin/python3.11"))
             .env_clear()
             .env("LD_LIBRARY_PATH", tree.join("lib"))
             .env("PYTHONDONTWRITEBYTECODE", "1")
-            .args(["-c", probe]),
+            // Some packages keep files of their own in the user's home.
+            .env("HOME", home.path())
+            .args(["-c", &probe]),
     )?;
     if Path::new(said.trim()) != tree {
         bail!("the copied Python believes to live in {}", said.trim());

@@ -175,7 +175,7 @@ fn status_of(dir: &Path, shown: &Shown, state: MountState) -> MountStatus {
 
 /// Counters of a mount, for those who ask for its status.
 fn statistics(mount: &Mount) -> serde_json::Value {
-    let mut all = serde_json::to_value(mount.statistics()).unwrap_or_default();
+    let mut all = serde_json::to_value(mount.metrics()).unwrap_or_default();
     if let Some(all) = all.as_object_mut() {
         all.insert("prefetch".to_owned(), serde_json::to_value(mount.prefetch_statistics()).unwrap_or_default());
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use fs_core::mount::record::RecordedTotals;
+use fs_core::package::launch::is_launch_name;
 use fs_core::package::profile::{Profile, Use};
 use serde::Serialize;
 use tempfile::NamedTempFile;
@@ -36,7 +37,7 @@ pub struct ProfileArguments {
     #[arg(short, long, value_name = "FILE", required_unless_present = "show")]
     output: Option<PathBuf>,
     /// Name of the application that is started: that of its launch set [default: the package's]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = launch_name)]
     name: Option<String>,
     /// Mount at this empty directory instead of a private one: for programs that know where they are
     #[arg(long, value_name = "DIR")]
@@ -61,6 +62,14 @@ pub struct ProfileArguments {
     json: bool,
     #[command(flatten)]
     launch: LaunchArguments,
+}
+
+fn launch_name(name: &str) -> Result<String, String> {
+    if is_launch_name(name) && name != "none" {
+        Ok(name.to_owned())
+    } else {
+        Err("a name is 1 to 64 letters, digits, '.', '_' and '-', and not \"none\"".to_owned())
+    }
 }
 
 /// What was recorded.
@@ -180,7 +189,9 @@ async fn record(
     let mut mount = PrivateMount::make(&dir, options, settings, &context.interrupt).await?;
     let (version, trust) = (&mount.report().version, &mount.report().trust);
     context.tell(version, trust);
-    let name = arguments.name.clone().unwrap_or_else(|| mount.report().package.clone());
+    let package_name = mount.report().package.clone();
+    let default = if is_launch_name(&package_name) { package_name } else { "default".to_owned() };
+    let name = arguments.name.clone().unwrap_or(default);
     let recorded = async {
         let mut child = Child::start(arguments.launch.command()?, mount.dir())?;
         let over = child.wait(arguments.longest, &context.interrupt).await;
@@ -192,7 +203,7 @@ async fn record(
         if !matches!(over, Ok(Over::Ended(_))) {
             child.end().await;
         }
-        Ok(Recorded { totals: totals?, over: over?, seconds, profile: read_profile(&file)? })
+        anyhow::Ok(Recorded { totals: totals?, over: over?, seconds, profile: read_profile(&file)? })
     };
     let recorded = recorded.await;
     super::run::end(mount, context).await;

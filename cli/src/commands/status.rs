@@ -1,5 +1,7 @@
 //! `streamfs status [DIR]`
 
+mod prometheus;
+
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -24,8 +26,11 @@ pub struct StatusArguments {
     #[arg(value_name = "DIR")]
     dir: Option<PathBuf>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, conflicts_with = "prometheus")]
     json: bool,
+    /// Print the mounts' counters in Prometheus' text format
+    #[arg(long)]
+    prometheus: bool,
 }
 
 /// In what state a mount is.
@@ -114,6 +119,9 @@ pub(super) async fn run(arguments: StatusArguments, context: &Context) -> anyhow
         if agents.is_empty() && dead.is_empty() {
             anyhow::bail!("nothing of streamfs is mounted at {}", dir.display());
         }
+    }
+    if arguments.prometheus {
+        return report::text(&prometheus::text(&agents));
     }
     let dead = dead.into_iter().map(WirePath).collect();
     let status = StatusReport { agents, dead };

@@ -176,7 +176,7 @@ async fn trace_with(
             launch_micros: micros(took),
             since_start_micros: micros(after),
         };
-        Ok((trace, circumstances, over?))
+        anyhow::Ok((trace, circumstances, over?))
     };
     let seen = seen.await;
     let version = mount.report().version.clone();

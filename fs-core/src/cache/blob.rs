@@ -161,9 +161,8 @@ impl Blob {
     }
 
     fn read_from(&self, file: &File, range: &Range<u64>) -> Option<Bytes> {
-        let mut buffer = vec![0; (range.end - range.start) as usize];
-        match platform::read_exact_at(file, &mut buffer, range.start) {
-            Ok(()) => Some(buffer.into()),
+        match platform::read_exact_at(file, (range.end - range.start) as usize, range.start) {
+            Ok(bytes) => Some(bytes.into()),
             Err(e) => {
                 // Shorter than it should be, or the disk fails: forget what was verified, so that it is fetched.
                 tracing::debug!("reading {} failed: {e}", self.path.display());

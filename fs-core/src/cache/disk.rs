@@ -175,8 +175,7 @@ impl Disk {
         let places = self.shared.index.find_block(hash).into_iter().chain([(*hash, 0)]);
         let block = places.filter(|place| *place != (blob.content(), offset)).find_map(|(content, at)| {
             let file = std::fs::File::open(self.shared.path(&content)).ok()?;
-            let mut block = vec![0; length as usize];
-            platform::read_exact_at(&file, &mut block, at).ok()?;
+            let block = platform::read_exact_at(&file, length as usize, at).ok()?;
             (Hash::of(&block) == *hash).then_some(block)
         })?;
         self.store(blob, offset, hash, &block);

@@ -25,6 +25,7 @@ use crate::fetch::arriving::Arriving;
 use crate::fetch::{Fetcher, Urgency, Wanted};
 use crate::package::descriptor::LaunchRef;
 use crate::package::launch::{BodyDecoder, LAUNCH_INDEX_MAX_BYTES, LaunchEntry, hash_prefix, parse_index};
+use crate::package::tree::PageAddress;
 use crate::package::{Hash, NodeId, block};
 
 /// Blocks that may wait for the disk: when it is slower than the line, the line waits.
@@ -279,10 +280,6 @@ impl Mount {
             _ => Ok(None),
         }
     }
-
-    fn page_wanted(&self, number: u32, length: u32, hash: Hash) -> Wanted {
-        self.pages.by_number(number, length, hash)
-    }
 }
 
 /// Brings one launch set, by the way that costs least.
@@ -322,7 +319,7 @@ fn known_index(mount: &Weak<Mount>, of: &LaunchRef) -> Option<Arc<Vec<LaunchEntr
     let mount = mount.upgrade()?;
     let blob = index_blob(&mount, of);
     let bytes = mount.fetcher.cache().on_disk(&blob, 0, of.index.length, &of.index.hash)?;
-    let entries = parse_index(&bytes, &of.path().to_string()).ok()?;
+    let entries = mount.entries_of(of, &bytes, &of.path().to_string()).ok()?;
     Some(mount.launch.learn(of, entries))
 }
 
@@ -340,9 +337,26 @@ async fn mostly_here(mount: &Weak<Mount>, entries: &Arc<Vec<LaunchEntry>>) -> bo
 }
 
 impl Mount {
+    /// The entries of a launch set, all of which speak of this version.
+    fn entries_of(&self, of: &LaunchRef, index: &[u8], whence: &str) -> Result<Vec<LaunchEntry>> {
+        let entries = parse_index(index, whence)?;
+        let tree = &self.descriptor.tree;
+        let fits = |entry: &LaunchEntry| match entry {
+            LaunchEntry::Page(PageAddress { number, offset, sum }) => {
+                let end = offset.checked_add(u64::from(sum.stored));
+                *number < self.layout.pages() && end.is_some_and(|end| end <= tree.bytes)
+            }
+            LaunchEntry::Block { node, .. } => node.0 <= self.totals.nodes,
+        };
+        if entries.iter().map(|entry| u64::from(entry.length())).sum::<u64>() != of.body || !entries.iter().all(fits) {
+            return Err(Error::damaged(whence, "its index speaks of another version"));
+        }
+        Ok(entries)
+    }
+
     fn is_here(&self, entry: &LaunchEntry) -> bool {
         let wanted = match *entry {
-            LaunchEntry::Page { number, length, hash } => Some(self.page_wanted(number, length, hash)),
+            LaunchEntry::Page(address) => Some(self.pages.wanted(&address)),
             LaunchEntry::Block { .. } => self.place_of(&mut Held::default(), entry).ok().flatten(),
         };
         wanted.is_some_and(|wanted| self.fetcher.on_disk(&wanted).is_some())
@@ -401,7 +415,7 @@ async fn receive(
 fn read_index(mount: &Mount, of: &LaunchRef, stored: &Bytes, whence: &str) -> Result<Arc<Vec<LaunchEntry>>> {
     let bytes =
         block::decode(stored, of.index.length as usize, &of.index.hash, LAUNCH_INDEX_MAX_BYTES, &|| whence.to_owned())?;
-    let entries = parse_index(&bytes, whence)?;
+    let entries = mount.entries_of(of, &bytes, whence)?;
     // Failing to keep it costs a request at the next launch.
     mount.fetcher.cache().store(&index_blob(mount, of), 0, &of.index.hash, &bytes);
     Ok(mount.launch.learn(of, entries))
@@ -485,10 +499,9 @@ impl Decode {
         let counters = &mount.launch.counters;
         let hash = Hash::of(&bytes);
         let waited = match entry {
-            LaunchEntry::Page { number, length, hash: expected } => {
-                let good = hash == *expected;
-                let page = mount.page_wanted(*number, *length, hash);
-                let stored = good && self.fetcher.keep(&page, &bytes);
+            LaunchEntry::Page(address) => {
+                let good = hash == address.sum.hash;
+                let stored = good && self.fetcher.keep(&mount.pages.wanted(address), &bytes);
                 if good {
                     counters.here.fetch_add(1, Ordering::Relaxed);
                 }
@@ -556,7 +569,7 @@ async fn complete_some(mount: Weak<Mount>, entries: Arc<Vec<LaunchEntry>>, chunk
     for entry in &entries[chunk] {
         let Some(mount) = mount.upgrade() else { return false };
         match *entry {
-            LaunchEntry::Page { number, length, hash } => wanted.push((None, mount.page_wanted(number, length, hash))),
+            LaunchEntry::Page(address) => wanted.push((None, mount.pages.wanted(&address))),
             LaunchEntry::Block { node, offset, .. } => {
                 let entry = *entry;
                 match mount.answer(move |this, held| this.place_of(held, &entry)).wait().await {

@@ -15,7 +15,7 @@ use crate::cache::{Blob, Cache};
 use crate::error::Result;
 use crate::fetch::Wanted;
 use crate::package::Hash;
-use crate::package::descriptor::{PageSum, TreeRef};
+use crate::package::descriptor::TreeRef;
 use crate::package::tree::page::{Page, PageKind};
 use crate::package::tree::walk::{Miss, Pages, Walked};
 use crate::package::tree::{PAGE_MAX_BYTES, PageAddress, PageTreeKind, TreeLayout};
@@ -94,13 +94,6 @@ impl PageStore {
             home: Some((self.blob.clone(), u64::from(address.number) * PAGE_MAX_BYTES as u64)),
             remember: false,
         }
-    }
-
-    /// The page `number`, for one who knows its hash: not where it is stored, so only to look for it and to keep it on
-    /// this machine.
-    pub(super) fn by_number(&self, number: u32, length: u32, hash: Hash) -> Wanted {
-        let sum = PageSum { stored: length, length, hash };
-        self.wanted(&PageAddress { number, offset: 0, sum })
     }
 
     fn in_memory(&self, number: u32) -> Option<Arc<Page>> {

@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 
@@ -52,15 +51,21 @@ impl Mount {
             offset,
             length: bytes.map_or(length as u64, |bytes| bytes.len() as u64),
         });
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        if let Answer::Ready(Ok(bytes)) = &answer {
-            self.reads_local.fetch_add(1, Ordering::Relaxed);
-            self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        } else {
-            self.bytes_read.fetch_add(length as u64, Ordering::Relaxed);
-        }
         self.read_ahead(id, offset, length);
-        answer
+        match answer {
+            Answer::Ready(result) => {
+                self.metrics.read(&result, true);
+                Answer::Ready(result)
+            }
+            Answer::Later(fetching) => {
+                let this = self.clone();
+                Answer::Later(Box::pin(async move {
+                    let result = fetching.await;
+                    this.metrics.read(&result, false);
+                    result
+                }))
+            }
+        }
     }
 
     fn read_now(&self, held: &mut Held, id: NodeId, offset: u64, length: usize) -> Result<Bytes, Need> {

@@ -17,7 +17,8 @@ mod body;
 pub use body::{BodyDecoder, BodyEncoder, LAUNCH_LEVEL};
 
 use super::bytes_at::{array, u32_at, u64_at};
-use super::tree::PAGE_MAX_BYTES;
+use super::descriptor::PageSum;
+use super::tree::{PAGE_MAX_BYTES, PageAddress};
 use super::{Hash, NodeId, block::BLOCK_MAX_BYTES};
 use crate::error::{Error, Result};
 
@@ -36,7 +37,7 @@ pub const LAUNCH_SETS_MAX: usize = 64;
 /// Length of the beginning of a block's hash in an index entry: enough to tell the blocks of one launch set apart.
 pub const HASH_PREFIX_BYTES: usize = 8;
 
-const PAGE_ENTRY_BYTES: usize = 1 + 4 + 4 + 32;
+const PAGE_ENTRY_BYTES: usize = 1 + 4 + 8 + 4 + 4 + 32;
 const BLOCK_ENTRY_BYTES: usize = 1 + 4 + 8 + 4 + HASH_PREFIX_BYTES;
 const KIND_PAGE: u8 = 0;
 const KIND_BLOCK: u8 = 1;
@@ -47,15 +48,8 @@ pub type HashPrefix = [u8; HASH_PREFIX_BYTES];
 /// One piece of a launch object's body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LaunchEntry {
-    /// A page of the tree.
-    Page {
-        /// Its number among all pages of the tree object.
-        number: u32,
-        /// Its length uncompressed.
-        length: u32,
-        /// Its hash.
-        hash: Hash,
-    },
+    /// A page of the tree, and where it is in the tree object.
+    Page(PageAddress),
     /// A whole block of a file.
     Block {
         /// The file; never a further name of one.
@@ -73,14 +67,15 @@ impl LaunchEntry {
     /// Bytes of this entry in the decoded body.
     pub fn length(&self) -> u32 {
         match self {
-            LaunchEntry::Page { length, .. } | LaunchEntry::Block { length, .. } => *length,
+            LaunchEntry::Page(page) => page.sum.length,
+            LaunchEntry::Block { length, .. } => *length,
         }
     }
 
     /// The beginning of its hash.
     pub fn prefix(&self) -> HashPrefix {
         match self {
-            LaunchEntry::Page { hash, .. } => hash_prefix(hash),
+            LaunchEntry::Page(page) => hash_prefix(&page.sum.hash),
             LaunchEntry::Block { prefix, .. } => *prefix,
         }
     }
@@ -103,11 +98,13 @@ pub fn encode_index(entries: &[LaunchEntry]) -> Vec<u8> {
     out.extend_from_slice(&(entries.len() as u32).to_le_bytes());
     for entry in entries {
         match entry {
-            LaunchEntry::Page { number, length, hash } => {
+            LaunchEntry::Page(PageAddress { number, offset, sum }) => {
                 out.push(KIND_PAGE);
                 out.extend_from_slice(&number.to_le_bytes());
-                out.extend_from_slice(&length.to_le_bytes());
-                out.extend_from_slice(&hash.0);
+                out.extend_from_slice(&offset.to_le_bytes());
+                out.extend_from_slice(&sum.stored.to_le_bytes());
+                out.extend_from_slice(&sum.length.to_le_bytes());
+                out.extend_from_slice(&sum.hash.0);
             }
             LaunchEntry::Block { node, offset, length, prefix } => {
                 out.push(KIND_BLOCK);
@@ -154,10 +151,13 @@ pub fn parse_index(bytes: &[u8], whence: &str) -> Result<Vec<LaunchEntry>> {
 fn parse_entry(bytes: &[u8], at: usize) -> Option<(LaunchEntry, usize)> {
     match *bytes.get(at)? {
         KIND_PAGE => {
-            let (number, length) = (u32_at(bytes, at + 1)?, u32_at(bytes, at + 5)?);
-            let hash = Hash(array(bytes, at + 9)?);
-            let sane = (1..=PAGE_MAX_BYTES as u32).contains(&length);
-            sane.then_some((LaunchEntry::Page { number, length, hash }, PAGE_ENTRY_BYTES))
+            let (number, offset) = (u32_at(bytes, at + 1)?, u64_at(bytes, at + 5)?);
+            let (stored, length) = (u32_at(bytes, at + 13)?, u32_at(bytes, at + 17)?);
+            let sum = PageSum { stored, length, hash: Hash(array(bytes, at + 21)?) };
+            let sane = (1..=PAGE_MAX_BYTES as u32).contains(&length)
+                && (1..=length).contains(&stored)
+                && offset <= i64::MAX as u64;
+            sane.then_some((LaunchEntry::Page(PageAddress { number, offset, sum }), PAGE_ENTRY_BYTES))
         }
         KIND_BLOCK => {
             let (node, offset, length) = (u32_at(bytes, at + 1)?, u64_at(bytes, at + 5)?, u32_at(bytes, at + 13)?);
@@ -176,7 +176,11 @@ mod tests {
 
     fn sample() -> Vec<LaunchEntry> {
         vec![
-            LaunchEntry::Page { number: 3, length: 16_384, hash: Hash::of(b"page") },
+            LaunchEntry::Page(PageAddress {
+                number: 3,
+                offset: 1 << 33,
+                sum: PageSum { stored: 5000, length: 16_384, hash: Hash::of(b"page") },
+            }),
             LaunchEntry::Block {
                 node: NodeId(7),
                 offset: 1 << 40,
@@ -201,7 +205,7 @@ mod tests {
             assert!(e.to_string().contains("launch object l"), "{e}");
         }
         assert!(parse_index(&[&good[..], &[0]].concat(), "x").is_err());
-        for (at, value) in [(4, 9u8), (9, 0xff), (45 + 13, 0), (45 + 15, 0xff)] {
+        for (at, value) in [(4, 9u8), (17, 0), (23, 0xff), (57 + 13, 0), (57 + 15, 0xff)] {
             let mut bad = good.clone();
             bad[at..at + if value == 0 { 4 } else { 1 }].fill(value);
             assert!(parse_index(&bad, "x").is_err(), "byte {at}");

@@ -248,9 +248,7 @@ impl Contents {
 
     fn entries(&self) -> Vec<LaunchEntry> {
         let entry = |source: &Source| match source {
-            Source::Page(PageAddress { number, sum, .. }) => {
-                LaunchEntry::Page { number: *number, length: sum.length, hash: sum.hash }
-            }
+            Source::Page(address) => LaunchEntry::Page(*address),
             Source::Block(node, extent) => LaunchEntry::Block {
                 node: *node,
                 offset: extent.file_offset,
@@ -276,9 +274,8 @@ impl OpenFile {
             self.0 = Some((node, platform::open_no_follow(path).map_err(broken)?));
         }
         let (_, file) = self.0.as_ref().expect("it was opened above");
-        let mut bytes = vec![0; extent.length as usize];
-        match platform::read_exact_at(file, &mut bytes, extent.file_offset) {
-            Ok(()) if Hash::of(&bytes) == extent.hash => Ok(bytes),
+        match platform::read_exact_at(file, extent.length as usize, extent.file_offset) {
+            Ok(bytes) if Hash::of(&bytes) == extent.hash => Ok(bytes),
             Err(e) if e.kind() != std::io::ErrorKind::UnexpectedEof => Err(broken(e)),
             _ => Err(changed(path)),
         }
@@ -299,8 +296,7 @@ impl TreePages<'_> {
 
     fn load(&self, address: &PageAddress) -> Result<Arc<Page>> {
         let whence = || format!("page {} of the tree being written", address.number);
-        let mut stored = vec![0; address.sum.stored as usize];
-        platform::read_exact_at(self.stored, &mut stored, address.offset)
+        let stored = platform::read_exact_at(self.stored, address.sum.stored as usize, address.offset)
             .map_err(|e| Error::local("read", "the tree object", e))?;
         let length = address.sum.length as usize;
         let bytes = block::decode(&Bytes::from(stored), length, &address.sum.hash, PAGE_MAX_BYTES, &whence)?;
