@@ -21,7 +21,8 @@ impl Mount {
         self.answer_and_tell(question, |_, _, _, _| {})
     }
 
-    /// As [`Self::answer`], for work that nobody waits for: what it needs is fetched as urgently as `urgency` says.
+    /// As [`Self::answer`], for work that nobody waits for: what it needs is fetched as urgently as `urgency` says, and
+    /// no wait is counted.
     pub(super) async fn answer_for<T>(
         self: &Arc<Self>,
         urgency: Urgency,
@@ -84,7 +85,9 @@ impl Mount {
                     let page = self.fetcher.get_with_source(vec![wanted], urgency).await?;
                     waits.pages += began.elapsed();
                     for (page, source) in page {
-                        self.metrics.brought(source, page.len());
+                        if urgency == Urgency::Demand {
+                            self.metrics.brought(source, page.len());
+                        }
                         waits.came_from(source);
                         held.keep_page(hash, page)?;
                     }
@@ -94,7 +97,9 @@ impl Mount {
                     let blocks = self.fetcher.get_with_source(wanted, urgency).await?;
                     waits.blocks += began.elapsed();
                     for (hash, (block, source)) in hashes.into_iter().zip(blocks) {
-                        self.metrics.brought(source, block.len());
+                        if urgency == Urgency::Demand {
+                            self.metrics.brought(source, block.len());
+                        }
                         waits.came_from(source);
                         held.blocks.insert(hash, block);
                     }

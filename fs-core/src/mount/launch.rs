@@ -228,6 +228,15 @@ impl Mount {
         !self.descriptor.launch.is_empty() || !self.launch.learned.read().is_empty()
     }
 
+    /// Whether parts of the file `node` are still to come with the launch set, or may be: what else is near them is not
+    /// worth fetching then, however sequentially the application reads.
+    pub(super) fn launch_set_brings(&self, node: NodeId) -> bool {
+        if !self.launch.phase.borrow().is_under_way() {
+            return false;
+        }
+        self.launch.set.read().as_ref().is_none_or(|set| set.pieces.contains_key(&node))
+    }
+
     /// How bringing the launch set goes, to be waited upon.
     pub fn launch_phase(&self) -> watch::Receiver<LaunchPhase> {
         self.launch.phase.subscribe()
