@@ -354,11 +354,14 @@ fn may_pass(e: &Error) -> bool {
     matches!(e.kind(), K::Unreachable | K::TimedOut | K::Denied | K::BadAnswer | K::Damaged | K::NotFound)
 }
 
+/// A load, and its task if it has one.
+type Known = (Arc<Load>, Option<tokio::task::JoinHandle<()>>);
+
 /// All loads of one agent, by the version's location.
 #[derive(Debug)]
 pub(super) struct Loads {
     dir: PathBuf,
-    all: Mutex<BTreeMap<String, (Arc<Load>, Option<tokio::task::JoinHandle<()>>)>>,
+    all: Mutex<BTreeMap<String, Known>>,
 }
 
 impl Drop for Loads {
