@@ -17,8 +17,10 @@ const LEAVING_MAX: Duration = Duration::from_secs(1);
 /// How often it is tried again meanwhile.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
-/// A launch is over when nothing was read for so long.
+/// A launch is over when its launch set is here and nothing was read for so long,
 const QUIET_AFTER: Duration = Duration::from_secs(5);
+/// or this many times as long have passed: an application that always reads was launched long ago.
+const QUIET_MAX: u32 = 5;
 
 /// Makes mounts.
 pub(crate) struct Mounting {
@@ -116,23 +118,27 @@ impl LiveMount {
     }
 }
 
-/// Tells the adapter when nothing of the launch set must be fetched any more, and when the launch is over: when
-/// nothing was read for [`QUIET_AFTER`].
+/// Tells the adapter when nothing that is near a launch's reads must be fetched any more, and when the launch is over.
 fn follow_launch(runtime: &Handle, mount: Arc<Mount>, mounted: Mounted) {
     runtime.spawn(async move {
         let launch = async {
             let mut phase = mount.launch_phase();
             // The mount lives as long as this, so the phase does not end before it changes.
             let _ = phase.wait_for(|phase| !phase.is_under_way()).await;
-            mounted.launch_set_is_here();
+            let files = mount.clone();
+            if tokio::task::spawn_blocking(move || files.launch_files_are_here()).await.unwrap_or(false) {
+                mounted.launch_set_is_here();
+            }
             let mut reads = mount.statistics().reads;
-            loop {
+            for _ in 0..QUIET_MAX {
                 tokio::time::sleep(QUIET_AFTER).await;
                 let now = mount.statistics().reads;
                 if std::mem::replace(&mut reads, now) == now {
-                    return mounted.launch_is_over();
+                    break;
                 }
             }
+            mount.launch_is_over();
+            mounted.launch_is_over();
         };
         tokio::select! {
             () = launch => {}

@@ -79,7 +79,10 @@ impl State {
                 None => Outlook::Fetch,
             };
         };
-        let Some(&entry) = order.by_prefix.get(&hash_prefix(hash)) else { return Outlook::Fetch };
+        let Some(&entry) = order.by_prefix.get(&hash_prefix(hash)) else {
+            tracing::trace!(%hash, "a block is wanted that the launch stream does not bring");
+            return Outlook::Fetch;
+        };
         if entry < self.next {
             return Outlook::Passed;
         }
@@ -89,11 +92,16 @@ impl State {
         let flowing = age.saturating_sub(self.ordered_after).max(Duration::from_millis(1));
         let rate = (came.max(64 << 10) as f64) / flowing.as_secs_f64();
         let expected = Duration::try_from_secs_f64(far as f64 / rate).unwrap_or(Duration::MAX);
-        if expected <= self.ordered_after * 2 + NEAR {
-            Outlook::Wait { entry: Some(entry), patience: expected * 2 + GRACE }
-        } else {
-            Outlook::Fetch
-        }
+        let near = expected <= self.ordered_after * 2 + NEAR;
+        tracing::trace!(
+            entry,
+            next = self.next,
+            far,
+            ?expected,
+            near,
+            "a block that the launch stream brings is wanted"
+        );
+        if near { Outlook::Wait { entry: Some(entry), patience: expected * 2 + GRACE } } else { Outlook::Fetch }
     }
 }
 
@@ -163,6 +171,9 @@ impl Arriving {
         let all = std::mem::take(&mut state.waiting);
         let (late, waiting): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.until <= now);
         state.waiting = waiting;
+        for w in &late {
+            tracing::trace!(entry = w.entry, next = state.next, "the launch stream is slower than expected");
+        }
         late.into_iter().map(|w| w.claim).collect()
     }
 

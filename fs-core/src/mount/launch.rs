@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -121,6 +121,7 @@ pub(super) struct LaunchState {
     learned: RwLock<HashMap<NodeId, Vec<Range<u64>>>>,
     receivers: RwLock<Vec<ReceiverRef>>,
     phase: watch::Sender<LaunchPhase>,
+    over: AtomicBool,
     counters: Counters,
 }
 
@@ -147,6 +148,7 @@ impl Default for LaunchState {
             learned: RwLock::default(),
             receivers: RwLock::default(),
             phase: watch::Sender::new(LaunchPhase::None),
+            over: AtomicBool::new(false),
             counters: Counters::default(),
         }
     }
@@ -228,13 +230,31 @@ impl Mount {
         !self.descriptor.launch.is_empty() || !self.launch.learned.read().is_empty()
     }
 
-    /// Whether parts of the file `node` are still to come with the launch set, or may be: what else is near them is not
-    /// worth fetching then, however sequentially the application reads.
-    pub(super) fn launch_set_brings(&self, node: NodeId) -> bool {
-        if !self.launch.phase.borrow().is_under_way() {
+    /// Whether the launch set names a part of `range`: what follows that is known better than by guessing, until the
+    /// launch is over.
+    pub(super) fn launch_reads(&self, node: NodeId, range: &Range<u64>) -> bool {
+        if self.launch.over.load(Ordering::Relaxed) {
             return false;
         }
-        self.launch.set.read().as_ref().is_none_or(|set| set.pieces.contains_key(&node))
+        let set = self.launch.set.read();
+        let Some(pieces) = set.as_ref().and_then(|set| set.pieces.get(&node)) else { return false };
+        let first = pieces.partition_point(|piece| piece.end <= range.start);
+        pieces.get(first).is_some_and(|piece| piece.start < range.end)
+    }
+
+    /// Whether the files that the launch set names parts of are wholly on this machine, as far as can be told without
+    /// reading them: then reading more of them than the launch does costs nothing.
+    pub fn launch_files_are_here(&self) -> bool {
+        let Some(pieces) = self.launch.set.read().as_ref().map(|set| set.pieces.clone()) else { return false };
+        pieces.keys().all(|node| {
+            let file = self.file(&mut Held::default(), *node);
+            file.is_ok_and(|file| file.blob.present_bytes() >= file.allocated)
+        })
+    }
+
+    /// Tells that the launch is over: from now on what is read is no longer what the launch set says.
+    pub fn launch_is_over(&self) {
+        self.launch.over.store(true, Ordering::Relaxed);
     }
 
     /// How bringing the launch set goes, to be waited upon.
@@ -286,6 +306,7 @@ impl Mount {
             start
         });
         if started {
+            self.launch.over.store(false, Ordering::Relaxed);
             self.launch.counters.here.store(0, Ordering::Relaxed);
             // Known before anything else is asked for: those who ask wait for it rather than fetch by themselves.
             let stream = Arriving::new();

@@ -185,7 +185,7 @@ impl Mount {
     fn read_ahead(self: &Arc<Self>, id: NodeId, offset: u64, length: usize) {
         let Some(file) = self.files.lock().peek(&id).cloned() else { return };
         let end = offset.saturating_add(length as u64).min(file.size);
-        if file.size <= length as u64 || self.launch_set_brings(id) {
+        if file.size <= length as u64 || self.launch_reads(id, &(offset..end)) {
             return;
         }
         let mut sequences = self.sequences.lock();
