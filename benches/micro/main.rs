@@ -7,6 +7,7 @@ use std::time::Duration;
 use benches::{host, location, node_of, program_like, publish_to, sample};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use fastcdc::v2020::FastCDC;
+use fs_core::mount::host::LoadWish;
 use fs_core::package::Hash;
 use fs_core::package::block::{BLOCK_AVERAGE_BYTES, BLOCK_MAX_BYTES, BLOCK_MIN_BYTES, Encoder};
 use tokio::runtime::Runtime;
@@ -49,7 +50,7 @@ fn reading(c: &mut Criterion) {
     let location = location(dir.path(), "p").unwrap();
     let host = runtime.block_on(host(dir.path())).unwrap();
     let mount = runtime.block_on(host.mount(&location, None)).unwrap();
-    runtime.block_on(host.load(&mount, std::sync::Arc::new(fs_core::package::publish::NoProgress))).unwrap();
+    runtime.block_on(async { host.begin_load(&mount, &LoadWish::default()).unwrap().finished().await }).unwrap();
     let many = node_of(&runtime, &mount, &["many"]).unwrap();
     let large = node_of(&runtime, &mount, &["large"]).unwrap();
 

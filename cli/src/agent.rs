@@ -23,7 +23,7 @@ mod cache_lock;
 mod log_file;
 mod mounts;
 mod poll;
-mod report_progress;
+pub(crate) mod report_progress;
 mod requests;
 mod session;
 mod start;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use fs_core::mount::prefetch::Prefetch;
 
 use crate::commands::{
     agent, demo, load, mount, profile, publish, remount, renew, revoke, run, serve, status, trace, unmount, verify,
@@ -100,6 +101,19 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     fs_core::config::parse_size(text).map_err(|e| e.to_string())
 }
 
+/// Reads when to bring what was not asked for.
+pub(crate) fn prefetch(text: &str) -> Result<Prefetch, String> {
+    text.parse().map_err(|e: fs_core::Error| e.to_string())
+}
+
+/// Reads a bandwidth: a size, with or without `/s`.
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
+    match size(text.trim().strip_suffix("/s").unwrap_or(text))? {
+        0 => Err("at that rate it would never end".to_owned()),
+        rate => Ok(rate),
+    }
+}
+
 /// Reads a duration that is not zero for clap.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = fs_core::config::parse_duration(text).map_err(|e| e.to_string())?;
@@ -134,7 +148,8 @@ mod tests {
             "status --json",
             "status /mnt",
             "status --prometheus",
-            "load /srv/content/app",
+            "load /srv/content/app --rate 20MB/s --jitter 5m",
+            "mount /srv/content/app /mnt --background-load --rate 512K --jitter 1h --prefetch none --no-learn",
             "unload /srv/content/app@1 --json",
             "verify /srv/content/app",
             "versions /srv/content/app --json",
@@ -157,6 +172,7 @@ mod tests {
             "mount /a/b /mnt --cache-size much",
             "mount /a/b /mnt --poll-interval 0s",
             "mount /a/b /mnt --upgrade never",
+            "load /a/b --rate 0",
             "publish app /srv/content/app",
             "mount /a/b /mnt --token secret",
             "frobnicate",

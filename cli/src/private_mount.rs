@@ -88,6 +88,8 @@ impl PrivateMount {
             open_policy: None,
             launch: options.launch,
             watch: options.watch,
+            prefetch: settings.prefetch,
+            background_load: None,
             poll_interval_ms: u64::try_from(settings.poll_interval.as_millis()).unwrap_or(u64::MAX),
             cache_size_bytes: None,
             memory_bytes: None,

@@ -12,6 +12,7 @@ use fs_core::config::{
     CredentialSource, Credentials, OriginConfig, OriginTable, RetryPolicy, SETTINGS_MAX_BYTES, SecretSource, Settings,
 };
 use fs_core::location::PackageLocation;
+use fs_core::mount::prefetch::{DEFAULT_BUDGET_BYTES, PrefetchPolicy};
 
 /// Most bytes of blocks on disk unless told otherwise: several large applications.
 const DEFAULT_CACHE_SIZE_BYTES: u64 = 20 << 30;
@@ -44,6 +45,8 @@ pub struct InForce {
     pub memory_bytes: u64,
     /// How often a mounted package is asked for a newer version.
     pub poll_interval: Duration,
+    /// How launches without a launch set are helped.
+    pub prefetch: PrefetchPolicy,
     /// After how long without mounts and requests the agent ends.
     pub idle_exit: Duration,
     /// Folder of the private signing keys; only publishers need one.
@@ -107,6 +110,12 @@ impl InForce {
             keep_free_bytes: settings.agent.keep_free,
             memory_bytes: settings.agent.memory.unwrap_or(DEFAULT_MEMORY_BYTES),
             poll_interval: settings.agent.poll_interval.unwrap_or(DEFAULT_POLL_INTERVAL),
+            prefetch: PrefetchPolicy {
+                prefetch: settings.agent.prefetch.unwrap_or_default(),
+                learn: settings.agent.learn.unwrap_or(true),
+                budget_bytes: settings.agent.prefetch_budget.unwrap_or(DEFAULT_BUDGET_BYTES),
+                ..PrefetchPolicy::default()
+            },
             idle_exit: settings.agent.idle_exit.unwrap_or(DEFAULT_IDLE_EXIT),
             keys_dir: keys_dir.map(absolute).transpose()?,
             origins,

@@ -146,6 +146,11 @@ impl Cache {
         status
     }
 
+    /// Bytes that may be stored without anything being evicted for them; 0 while nothing can be stored.
+    pub fn room_bytes(&self) -> u64 {
+        self.disk.room_bytes()
+    }
+
     /// Writes what the index has not yet; blocks are on disk already.
     pub fn flush(&self) {
         self.disk.flush();

@@ -8,13 +8,41 @@ mod quantities;
 mod settings;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
 
 pub use origins::OriginTable;
 pub use quantities::{parse_duration, parse_size};
 pub use settings::{
     AgentSettings, CredentialSource, OriginRule, PublishSettings, SETTINGS_MAX_BYTES, SecretSource, Settings,
 };
+
+/// Whether a launch may be brought what it has not asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Prefetch {
+    /// While a program starts.
+    #[default]
+    Launch,
+    /// Never.
+    None,
+}
+
+impl FromStr for Prefetch {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "launch" => Ok(Prefetch::Launch),
+            "none" => Ok(Prefetch::None),
+            other => Err(Error::InvalidInput(format!("{other:?} is neither launch nor none"))),
+        }
+    }
+}
 
 /// How an origin is reached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

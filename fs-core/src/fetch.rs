@@ -4,9 +4,12 @@
 //! are looked for on disk, then fetched, neighbours in one range request. Each block is handed out as soon as its own
 //! bytes have arrived and were verified, not when the request ends.
 //!
-//! Background work (load, read-ahead) starts no request while a demand read is outstanding.
+//! Background work (load, read-ahead) starts no request while a demand read is outstanding. What a launch is expected
+//! to read soon does not wait for that, or the line would be idle for the round trips of demand reads: whoever asks for
+//! it bounds how much of it is under way.
 
 pub(crate) mod arriving;
+pub mod pace;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,6 +34,11 @@ use crate::package::block;
 const DEMAND_REQUESTS_MAX: usize = 32;
 /// Background requests under way at once.
 const BACKGROUND_REQUESTS_MAX: usize = 4;
+/// Requests under way at once for what is expected to be read soon.
+const EXPECTED_REQUESTS_MAX: usize = 24;
+/// Longest range of a request that nobody waits for: a demand read that comes while it is under way shares the line
+/// with it, so it must be short; at 1 MiB a round trip more or less is not noticed.
+const BACKGROUND_RANGE_MAX_BYTES: u64 = 1 << 20;
 /// Longest range of one request: bounds what one broken transfer costs and memory that waits for verification.
 const RANGE_MAX_BYTES: u64 = 4 << 20;
 /// Pauses of a launch stream while demand requests are under way.
@@ -44,6 +52,8 @@ const DECODED_MAX_BYTES: usize = block::BLOCK_MAX_BYTES;
 pub enum Urgency {
     /// Somebody waits.
     Demand,
+    /// Somebody will most likely wait soon: it gives way to nobody, so its asker must keep what is under way small.
+    Expected,
     /// Nobody waits yet.
     Background,
 }
@@ -130,6 +140,7 @@ pub struct Fetcher {
     streams: Mutex<Vec<Arc<Arriving>>>,
     demand_slots: Semaphore,
     background_slots: Semaphore,
+    expected_slots: Semaphore,
     demand_outstanding: AtomicUsize,
     /// Requests under way that somebody waits for.
     demand_requests: AtomicUsize,
@@ -150,6 +161,7 @@ struct InFlight {
 #[derive(Debug)]
 struct Claim {
     wanted: Wanted,
+    urgency: Urgency,
     tell: watch::Sender<Outcome>,
     promoted: Arc<watch::Sender<bool>>,
 }
@@ -221,6 +233,7 @@ impl Fetcher {
             streams: Mutex::default(),
             demand_slots: Semaphore::new(DEMAND_REQUESTS_MAX),
             background_slots: Semaphore::new(BACKGROUND_REQUESTS_MAX),
+            expected_slots: Semaphore::new(EXPECTED_REQUESTS_MAX),
             demand_outstanding: AtomicUsize::new(0),
             demand_requests: AtomicUsize::new(0),
             demand_done: Notify::new(),
@@ -301,7 +314,7 @@ impl Fetcher {
             }
             Ok(())
         };
-        if urgency == Urgency::Background {
+        if urgency != Urgency::Demand {
             return all.await.map(|()| blocks);
         }
         match tokio::time::timeout(self.deadline, all).await {
@@ -369,7 +382,7 @@ impl Fetcher {
                 tell.send_replace(Some(Ok((block, Source::Memory))));
             } else {
                 in_flight.insert(wanted.hash, InFlight { outcome: outcome.clone(), promoted: promoted.clone() });
-                claims.push(Claim { wanted: wanted.clone(), tell, promoted: promoted.clone() });
+                claims.push(Claim { wanted: wanted.clone(), urgency, tell, promoted: promoted.clone() });
             }
             asked.push(Asked { outcome, joined: false });
         }
@@ -438,9 +451,13 @@ impl Fetcher {
         claim.tell.send_replace(Some(outcome));
     }
 
-    /// Waits for its turn: at once for demand; when nobody waits, or somebody comes to wait for it, otherwise.
-    async fn turn(&self, mut promoted: watch::Receiver<bool>) -> Option<SemaphorePermit<'_>> {
+    /// Waits for its turn: at once for demand and what is expected; when nobody waits, or somebody comes to wait for
+    /// it, otherwise.
+    async fn turn(&self, urgency: Urgency, mut promoted: watch::Receiver<bool>) -> Option<SemaphorePermit<'_>> {
         let in_background = async {
+            if urgency == Urgency::Expected {
+                return self.expected_slots.acquire().await;
+            }
             let slot = self.background_slots.acquire().await;
             self.until_no_demand().await;
             slot
@@ -460,7 +477,7 @@ impl Fetcher {
     async fn fetch_run(self: &Arc<Self>, run: Vec<Claim>) {
         let mut waiting: std::collections::VecDeque<Claim> = run.into();
         let (Some(first), Some(last)) = (waiting.front(), waiting.back()) else { return };
-        let _slot = self.turn(first.promoted.subscribe()).await;
+        let _slot = self.turn(first.urgency, first.promoted.subscribe()).await;
         let _demand = RequestGuard::new(self, *first.promoted.borrow());
         let object = first.wanted.object.clone();
         let range = first.wanted.offset..last.wanted.offset + u64::from(last.wanted.stored);
@@ -505,6 +522,11 @@ impl Fetcher {
         for claim in waiting {
             self.deliver(claim, Err(Error::Shared(error.clone())));
         }
+    }
+
+    /// Whether a demand read is waiting for the origin at present: background work is paused then.
+    pub fn has_demand(&self) -> bool {
+        self.demand_outstanding.load(Ordering::SeqCst) > 0
     }
 
     async fn until_no_demand(&self) {
@@ -579,10 +601,11 @@ fn runs(claims: Vec<Claim>) -> Vec<Vec<Claim>> {
     let mut run_bytes = 0;
     for claim in claims {
         let stored = u64::from(claim.wanted.stored);
+        let longest = if claim.urgency == Urgency::Demand { RANGE_MAX_BYTES } else { BACKGROUND_RANGE_MAX_BYTES };
         let follows = all.last().and_then(|run| run.last()).is_some_and(|before| {
             before.wanted.object == claim.wanted.object
                 && before.wanted.offset + u64::from(before.wanted.stored) == claim.wanted.offset
-                && run_bytes + stored <= RANGE_MAX_BYTES
+                && run_bytes + stored <= longest
         });
         match all.last_mut() {
             Some(run) if follows => {

@@ -11,18 +11,21 @@
 pub mod host;
 
 mod answering;
+mod background;
 pub mod launch;
+mod learn;
 mod load;
 pub mod metrics;
 pub mod observe;
 mod pages;
+pub mod prefetch;
 mod read_ahead;
 mod reading;
 pub mod record;
 mod verify;
 
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -145,6 +148,19 @@ pub struct Mount {
     observers: Observers,
     launch: launch::LaunchState,
     metrics: Metrics,
+    /// Set when launches are helped though no launch set tells what they read.
+    assistance: OnceLock<Arc<prefetch::Assistance>>,
+}
+
+impl Need {
+    /// For those who ask only what is here already.
+    fn into_error(self) -> Error {
+        match self {
+            Need::Failed(e) => e,
+            Need::Page(w) => Error::damaged(w.object.to_string(), "a page of the tree is not on this machine"),
+            Need::Blocks(_) => Error::damaged("a file", "a block is not on this machine"),
+        }
+    }
 }
 
 /// What a question still needs before it can be answered.
@@ -194,6 +210,7 @@ impl Mount {
             observers: Observers::default(),
             launch: launch::LaunchState::default(),
             metrics: Metrics::default(),
+            assistance: OnceLock::new(),
         });
         mount.fetcher.cache().touch(mount.pages.blob(), &mount.in_use);
         prepare(&mount);
@@ -357,6 +374,11 @@ impl Mount {
     /// The pinned version's descriptor.
     pub fn descriptor(&self) -> &Descriptor {
         &self.descriptor
+    }
+
+    /// What is done for launches without a launch set.
+    pub fn prefetch_statistics(&self) -> prefetch::PrefetchStatistics {
+        self.assistance.get().map(|assistance| assistance.statistics()).unwrap_or_default()
     }
 }
 

@@ -20,7 +20,7 @@ pub mod keys;
 pub mod publisher;
 pub mod store;
 
-mod files;
+pub(crate) mod files;
 mod record;
 mod verify;
 

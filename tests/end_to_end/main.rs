@@ -5,6 +5,8 @@ mod cli_errors;
 mod crashes;
 mod faults;
 mod http_servers;
+mod learning;
+mod load;
 mod metrics;
 mod profile;
 mod publishing;

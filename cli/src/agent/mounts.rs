@@ -18,6 +18,9 @@ const LEAVING_MAX: Duration = Duration::from_secs(1);
 /// How often it is tried again meanwhile.
 const ASK_AGAIN: Duration = Duration::from_millis(50);
 
+/// A launch is over when nothing was read for so long.
+const QUIET_AFTER: Duration = Duration::from_secs(5);
+
 /// Makes mounts.
 pub(crate) struct Mounting {
     mounter: Arc<Mounter>,
@@ -74,7 +77,8 @@ impl Mounting {
                 Some(OpenAnswer::ZeroMessage) => options.open_policy = OpenPolicy::ZeroMessage,
                 None => {}
             }
-            let mounted = mounter.mount(mount, &dir, &options, runtime)?;
+            let mounted = mounter.mount(mount.clone(), &dir, &options, runtime.clone())?;
+            follow_launch(&runtime, mount, mounted.clone());
             Ok(LiveMount { mounter, mounted, options })
         })
         .await
@@ -87,7 +91,8 @@ impl Mounting {
         let (old, options) = (old.mounted.clone(), old.options.clone());
         let runtime = Handle::current();
         blocking(move || {
-            let mounted = mounter.remount(&old, mount, &options, runtime, lazy)?;
+            let mounted = mounter.remount(&old, mount.clone(), &options, runtime.clone(), lazy)?;
+            follow_launch(&runtime, mount, mounted.clone());
             Ok(LiveMount { mounter, mounted, options })
         })
         .await
@@ -116,6 +121,32 @@ impl LiveMount {
             tracing::warn!(dir = %self.mounted.dir().display(), %error, "a mount ended with an error");
         }
     }
+}
+
+/// Tells the adapter when nothing of the launch set must be fetched any more, and when the launch is over: when
+/// nothing was read for [`QUIET_AFTER`].
+fn follow_launch(runtime: &Handle, mount: Arc<Mount>, mounted: Mounted) {
+    runtime.spawn(async move {
+        let launch = async {
+            let mut phase = mount.launch_phase();
+            // The mount lives as long as this, so the phase does not end before it changes.
+            let _ = phase.wait_for(|phase| !phase.is_under_way()).await;
+            mounted.launch_set_is_here();
+            let mut reads = mount.statistics().reads;
+            loop {
+                tokio::time::sleep(QUIET_AFTER).await;
+                let now = mount.statistics().reads;
+                if std::mem::replace(&mut reads, now) == now {
+                    return mounted.launch_is_over();
+                }
+            }
+        };
+        tokio::select! {
+            () = launch => {}
+            // Then it does not matter any more.
+            _ = mounted.ended() => {}
+        }
+    });
 }
 
 /// Mounting waits for the supervisor, a helper and the kernel: not on a thread that others need.

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use crate::commands::mount::OpenAnswer;
 use fs_core::config::{Credentials, OriginConfig, RetryPolicy};
+use fs_core::mount::host::LoadWish;
 use fs_core::mount::launch::LaunchChoice;
+use fs_core::mount::prefetch::PrefetchPolicy;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 
@@ -66,7 +68,11 @@ pub(crate) enum Request {
     /// List versions and channels.
     Versions { package: PackageWire },
     /// Fetch everything and keep it.
-    Load { package: PackageWire },
+    Load {
+        package: PackageWire,
+        #[serde(default)]
+        load: LoadWire,
+    },
     /// No longer keep it.
     Unload { package: PackageWire },
     /// Check everything stored.
@@ -98,10 +104,31 @@ pub(crate) struct MountRequest {
     /// Whether to watch what is asked of it.
     #[serde(default)]
     pub(crate) watch: Option<Watch>,
+    /// How launches without a launch set are helped.
+    #[serde(default)]
+    pub(crate) prefetch: PrefetchPolicy,
+    /// Set to bring the whole version while it is mounted.
+    #[serde(default)]
+    pub(crate) background_load: Option<LoadWire>,
     pub(crate) poll_interval_ms: u64,
     /// Sizes that were asked for on the command line, to tell if the running agent has others.
     pub(crate) cache_size_bytes: Option<u64>,
     pub(crate) memory_bytes: Option<u64>,
+}
+
+/// How a version is to be loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LoadWire {
+    pub(crate) bytes_per_second: Option<u64>,
+    pub(crate) jitter_ms: u64,
+}
+
+impl LoadWire {
+    pub(crate) fn wish(self, in_background: bool) -> LoadWish {
+        let jitter = Duration::from_millis(self.jitter_ms);
+        LoadWish { bytes_per_second: self.bytes_per_second, jitter, in_background }
+    }
 }
 
 /// Which launch set a mount brings.
@@ -339,8 +366,8 @@ mod tests {
             },
         };
         let package = PackageWire { location: "/a/b".into(), trust_root: None, origin: config.clone().into() };
-        let text = serde_json::to_string(&Request::Load { package }).unwrap();
-        let Request::Load { package } = serde_json::from_str(&text).unwrap() else { panic!("{text}") };
+        let text = serde_json::to_string(&Request::Load { package, load: LoadWire::default() }).unwrap();
+        let Request::Load { package, .. } = serde_json::from_str(&text).unwrap() else { panic!("{text}") };
         let back = OriginConfig::from(package.origin);
         assert!(
             back.credentials == config.credentials && back.retry == config.retry && back.ca_files == config.ca_files

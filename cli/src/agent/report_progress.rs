@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use fs_core::mount::host::{Load, LoadState, LoadStatus, LoadSummary};
 use fs_core::package::publish::Progress;
 use parking_lot::Mutex;
 
@@ -46,6 +47,40 @@ struct CancelOnDrop(Arc<Counters>);
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits for the end of `load`, telling the peer how far it is. Dropping this stops the load, unless others want it too.
+pub(crate) async fn follow_load(load: &Arc<Load>, replies: &Replies) -> fs_core::Result<LoadSummary> {
+    let _holder = load.hold();
+    let mut ticks = tokio::time::interval(REPORT_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let finished = load.finished();
+    tokio::pin!(finished);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut finished => return result,
+            _ = ticks.tick() => {
+                let status = load.status();
+                let (done, total, message) = (status.done_bytes, status.total_bytes, load_in_words(&status));
+                replies.send(Reply::Progress { done, total, message }).await;
+            }
+        }
+    }
+}
+
+/// How far a load is, without its bytes.
+pub(crate) fn load_in_words(status: &LoadStatus) -> String {
+    let because = |what: &str| status.reason.as_ref().map_or(what.to_owned(), |reason| format!("{what}: {reason}"));
+    match status.state {
+        LoadState::Waiting => format!("starts in {} s", status.starts_in_seconds.unwrap_or(0)),
+        LoadState::Checking => "looking for what is here".to_owned(),
+        LoadState::Loading => "loading".to_owned(),
+        LoadState::Paused => "paused while somebody reads".to_owned(),
+        LoadState::OfflineReady => "ready for offline use".to_owned(),
+        LoadState::Stopped => "stopped; streamfs load goes on, streamfs unload gives it up".to_owned(),
+        LoadState::Failed => because("failed"),
     }
 }
 

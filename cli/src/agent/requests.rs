@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::protocol::{MountRequest, OriginWire, PackageWire, Request, WirePath};
-use super::report_progress::with_progress;
+use super::report_progress::{follow_load, with_progress};
 use super::session::Replies;
 use super::table::{MountWish, Remounted, Table};
 use super::worker::Shared;
@@ -33,7 +33,9 @@ pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Repl
             value(&watching.write(name, profile.map(|path| path.0), trace.map(|path| path.0)).await?)
         }
         Request::Unmount { dir, lazy } => {
+            let entry = table.entry(&dir.0)?;
             table.unmount(&dir.0, lazy).await?;
+            table.stop_background_load(&entry);
             Ok(Value::Null)
         }
         Request::Remount { dir, to, lazy, origin } => remount(dir, to, lazy, origin, table).await,
@@ -41,17 +43,18 @@ pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Repl
             agent: shared.description.clone(),
             cache: serde_json::to_value(table.host().status())?,
             mounts: table.status(),
+            loads: table.host().loads(),
         }),
         Request::Versions { package } => {
             let (location, trust_root) = learn(package, table)?;
             let loaded = table.host().catalog(&location, trust_root.as_deref()).await?;
             value(&VersionsReport::new(&location, &loaded))
         }
-        Request::Load { package } => {
+        Request::Load { package, load } => {
             let (location, trust_root) = learn(package, table)?;
             let pinned = table.host().pin(&location, trust_root.as_deref()).await?;
-            let summary = with_progress(&replies, |progress| table.host().load(&pinned.mount, progress)).await?;
-            value(&of_version(&pinned, summary))
+            let load = table.host().begin_load(&pinned.mount, &load.wish(false))?;
+            value(&of_version(&pinned, follow_load(&load, &replies).await?))
         }
         Request::Unload { package } => {
             let (location, _) = learn(package, table)?;
@@ -86,6 +89,7 @@ fn value<T: Serialize>(result: &T) -> anyhow::Result<Value> {
 fn learn(package: PackageWire, table: &Table) -> anyhow::Result<(PackageLocation, Option<PathBuf>)> {
     let location: PackageLocation = package.location.parse()?;
     table.origins().set(&location.package_key(), package.origin.into())?;
+    table.host().retry_loads(&location.package_key());
     Ok((location, package.trust_root.map(|path| path.0)))
 }
 
@@ -100,6 +104,8 @@ async fn mount(request: MountRequest, shared: &Shared) -> anyhow::Result<Value> 
         open_policy: request.open_policy,
         launch: request.launch.into(),
         watch: request.watch,
+        prefetch: request.prefetch,
+        background_load: request.background_load.map(|load| load.wish(true)),
         poll_interval: Duration::from_millis(request.poll_interval_ms.max(1)),
     };
     let (entry, trust) = shared.table.mount(&request.dir.0, wish).await?;

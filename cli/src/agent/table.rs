@@ -9,8 +9,9 @@ use anyhow::{Context as _, anyhow, bail};
 use fs_core::config::OriginTable;
 use fs_core::location::{DEFAULT_CHANNEL, PackageLocation, Selector};
 use fs_core::mount::Mount;
-use fs_core::mount::host::{Host, Pinned};
+use fs_core::mount::host::{Host, LoadWish, Pinned};
 use fs_core::mount::launch::LaunchChoice;
+use fs_core::mount::prefetch::PrefetchPolicy;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -31,6 +32,9 @@ pub(crate) struct MountWish {
     pub(crate) open_policy: Option<OpenAnswer>,
     pub(crate) launch: LaunchChoice,
     pub(crate) watch: Option<Watch>,
+    pub(crate) prefetch: PrefetchPolicy,
+    /// Set to bring the whole version while it is mounted.
+    pub(crate) background_load: Option<LoadWish>,
     pub(crate) poll_interval: Duration,
     /// Deadline of its reads, to be kept when it is remounted.
     pub(crate) read_deadline: Duration,
@@ -165,8 +169,17 @@ fn status_of(dir: &Path, shown: &Shown, state: MountState) -> MountStatus {
         newer: None,
         freshness: FreshnessReport::default(),
         revoked: false,
-        statistics: serde_json::to_value(shown.mount.metrics()).unwrap_or_default(),
+        statistics: statistics(&shown.mount),
     }
+}
+
+/// Counters of a mount, for those who ask for its status.
+fn statistics(mount: &Mount) -> serde_json::Value {
+    let mut all = serde_json::to_value(mount.metrics()).unwrap_or_default();
+    if let Some(all) = all.as_object_mut() {
+        all.insert("prefetch".to_owned(), serde_json::to_value(mount.prefetch_statistics()).unwrap_or_default());
+    }
+    all
 }
 
 impl Table {
@@ -275,6 +288,7 @@ impl Table {
     ) -> anyhow::Result<Arc<Entry>> {
         let _changing = self.changing.lock().await;
         self.refuse_taken(dir)?;
+        self.help(&mount, &wish);
         let attached = self.mounting.attach(mount.clone(), dir, wish.allow_other, wish.open_policy, wish.watch);
         let live = Arc::new(attached.await?);
         let shown = Shown { location: wish.location.clone(), mount, live, since: SystemTime::now() };
@@ -290,6 +304,7 @@ impl Table {
         self.note_activity();
         self.watch_end(&entry, &shown.live);
         poll::start(&self.host, &entry);
+        self.begin_background_load(&entry);
         tracing::info!(dir = %dir.display(), location = %shown.location, version = %shown.mount.identity().version, "mounted");
         Ok(entry)
     }
@@ -334,6 +349,30 @@ impl Table {
         self.forget(&entry);
         self.note_activity();
         Ok(())
+    }
+
+    /// Helps launches from `mount`. What is recorded for a profile must be what the application asks for by itself.
+    fn help(&self, mount: &Arc<Mount>, wish: &MountWish) {
+        if wish.watch != Some(Watch::Record) && wish.launch != LaunchChoice::Off {
+            self.host.help_launches(mount, wish.prefetch);
+        }
+    }
+
+    fn begin_background_load(&self, entry: &Entry) {
+        let Some(wish) = &entry.wish.background_load else { return };
+        let mount = entry.shown.lock().mount.clone();
+        if let Err(error) = self.host.begin_load(&mount, wish) {
+            tracing::warn!(dir = %entry.dir.display(), %error, "the version is not loaded in the background");
+        }
+    }
+
+    /// Ends what was to be loaded while the version was mounted, if it is not all here yet.
+    pub(crate) fn stop_background_load(&self, entry: &Entry) {
+        if entry.wish.background_load.is_some()
+            && let Some(load) = self.host.load_of(&entry.shown.lock().mount)
+        {
+            load.stop();
+        }
     }
 
     /// Takes everything away, waiting for nobody.
@@ -407,9 +446,11 @@ impl Table {
             entry.learn(news);
             return Ok((entry, Remounted::Newest));
         }
+        self.help(&mount, &entry.wish);
         let live = Arc::new(self.mounting.replace(&old.live, mount.clone(), lazy).await?);
         let shown = Shown { location, mount, live: live.clone(), since: SystemTime::now() };
         *entry.shown.lock() = shown;
+        self.begin_background_load(&entry);
         entry.learn(news);
         let from = old.mount.identity().version.clone();
         self.draining.lock().push(Draining { dir: entry.dir.clone(), shown: old });

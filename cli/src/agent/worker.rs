@@ -94,6 +94,7 @@ async fn start(arguments: &AgentArguments) -> anyhow::Result<(UnixListener, Agen
         origins: origins.clone(),
     };
     let host = Host::open(settings).await.with_context(|| format!("cannot open the cache {}", cache_dir.display()))?;
+    host.resume_loads();
     let mounting = Mounting::open()?;
     let files = registry::files(&registry::runtime_dir()?, &cache_dir)?;
     let cannot_listen = || format!("cannot listen at {}", files.socket.display());
@@ -160,7 +161,12 @@ async fn serve(listener: &UnixListener, shared: &Arc<Shared>, interrupt: Interru
             _ = end.wait_for(|end| *end) => return,
             // Something was mounted, unmounted, or a connection ended: look again.
             _ = activity.changed() => {}
-            () = long_idle => return,
+            () = long_idle => {
+                // What is being loaded goes on without anybody.
+                if !shared.table.host().is_loading() {
+                    return;
+                }
+            }
         }
     }
 }

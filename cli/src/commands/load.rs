@@ -1,6 +1,7 @@
 //! `streamfs load` and `streamfs unload`: whole versions, kept for use without network.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
@@ -8,8 +9,8 @@ use serde_json::{Value, json};
 
 use super::{Context, Package};
 use crate::agent::client::AgentConnection;
-use crate::agent::protocol::Request;
-use crate::arguments::CacheArguments;
+use crate::agent::protocol::{LoadWire, Request};
+use crate::arguments::{self, CacheArguments};
 use crate::report;
 use crate::trust_report::OfVersion;
 
@@ -23,10 +24,37 @@ pub struct LoadArguments {
     #[arg(long, value_name = "FILE")]
     trust_root: Option<PathBuf>,
     #[command(flatten)]
+    load: RateArguments,
+    #[command(flatten)]
     cache: CacheArguments,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// How fast a version is loaded.
+#[derive(Debug, Args)]
+pub struct RateArguments {
+    /// Most stored bytes a second (20MB/s, 512K) [default: no limit]
+    #[arg(long, value_name = "RATE", value_parser = arguments::rate)]
+    rate: Option<u64>,
+    /// Start after a random time of up to this, so that many machines do not start at once
+    #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
+    jitter: Option<Duration>,
+}
+
+impl RateArguments {
+    /// On the wire.
+    pub(super) fn wire(&self) -> LoadWire {
+        let jitter = self.jitter.unwrap_or_default();
+        let jitter_ms = u64::try_from(jitter.as_millis()).unwrap_or(u64::MAX);
+        LoadWire { bytes_per_second: self.rate, jitter_ms }
+    }
+
+    /// Whether anything was said.
+    pub(super) fn is_given(&self) -> bool {
+        self.rate.is_some() || self.jitter.is_some()
+    }
 }
 
 /// Arguments of `unload`.
@@ -48,7 +76,7 @@ pub(super) async fn run(arguments: LoadArguments, context: &Context) -> anyhow::
     let bar = context.bar();
     let work = async {
         let mut agent = AgentConnection::connect_or_start(&settings).await?;
-        let request = Request::Load { package: package.wire(&settings) };
+        let request = Request::Load { package: package.wire(&settings), load: arguments.load.wire() };
         agent.request::<OfVersion<Value>>(&request, |done, total, message| bar.show(done, total, message)).await
     };
     let loaded = work.await.with_context(|| format!("cannot load {}", package.location))?;

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use fs_core::mount::prefetch::Prefetch;
 use serde::{Deserialize, Serialize};
 
+use super::load::RateArguments;
 use super::status::MountStatus;
 use super::{Context, Package};
 use crate::agent::client::AgentConnection;
@@ -52,6 +54,17 @@ pub struct MountArguments {
     /// Launch set to bring, "none" for none [default: the version's first]
     #[arg(long, value_name = "NAME")]
     launch: Option<String>,
+    /// Bring the whole version in the background while it is mounted
+    #[arg(long)]
+    background_load: bool,
+    #[command(flatten)]
+    load: RateArguments,
+    /// Whether a program that starts may be brought what it has not asked for yet: launch or none [default: launch]
+    #[arg(long, value_name = "WHEN", value_parser = arguments::prefetch)]
+    prefetch: Option<Prefetch>,
+    /// Neither learn from launches nor use what was learned
+    #[arg(long)]
+    no_learn: bool,
     /// How often to ask for newer versions [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     poll_interval: Option<Duration>,
@@ -112,6 +125,9 @@ pub(super) async fn run(arguments: MountArguments, context: &Context) -> anyhow:
     let Upgrade::Manual = arguments.upgrade;
     let package = Package::parse(&arguments.package, arguments.trust_root.as_deref())?;
     let what = || format!("cannot mount {} at {}", package.location, arguments.dir.display());
+    if arguments.load.is_given() && !arguments.background_load {
+        anyhow::bail!("--rate and --jitter are for --background-load");
+    }
     let dir = mount_point::resolve(&arguments.dir).with_context(what)?;
     let mut settings = context.settings(Some(&arguments.cache)).with_context(what)?;
     if let Some((_, here)) = super::agent_of(&dir).await.with_context(what)? {
@@ -126,6 +142,9 @@ pub(super) async fn run(arguments: MountArguments, context: &Context) -> anyhow:
         wire.origin.set_read_deadline(deadline);
     }
     let poll_interval = arguments.poll_interval.unwrap_or(settings.poll_interval);
+    let mut prefetch = settings.prefetch;
+    prefetch.prefetch = arguments.prefetch.unwrap_or(prefetch.prefetch);
+    prefetch.learn &= !arguments.no_learn;
     let request = Request::Mount(MountRequest {
         package: wire,
         dir: dir.as_path().into(),
@@ -133,6 +152,8 @@ pub(super) async fn run(arguments: MountArguments, context: &Context) -> anyhow:
         open_policy: arguments.open_policy,
         launch: LaunchWish::named(arguments.launch.as_deref()),
         watch: None,
+        prefetch,
+        background_load: arguments.background_load.then(|| arguments.load.wire()),
         poll_interval_ms: u64::try_from(poll_interval.as_millis()).unwrap_or(u64::MAX),
         cache_size_bytes: arguments.cache_size,
         memory_bytes: arguments.memory,

@@ -278,10 +278,11 @@ pub(super) fn read_profile(file: &Path) -> anyhow::Result<Profile> {
     Ok(Profile::parse(&bytes, &file.display().to_string())?)
 }
 
-/// A file that appears whole or not at all.
+/// A file that appears whole or not at all; what is no file (`/dev/null`, a pipe) is written to as it is.
 pub(super) struct Output {
     path: PathBuf,
-    file: NamedTempFile,
+    /// `None` if there is something at the path that must not be replaced.
+    file: Option<NamedTempFile>,
 }
 
 impl Output {
@@ -292,18 +293,25 @@ impl Output {
         if path.is_dir() {
             bail!("{}: it is a directory; name a file", what());
         }
+        if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+            return Ok(Self { path: path.to_owned(), file: None });
+        }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // As any file that a program writes, less what the user's mask takes away.
         let mode = fs::Permissions::from_mode(0o666);
         let file = tempfile::Builder::new().permissions(mode).tempfile_in(folder).with_context(what)?;
-        Ok(Self { path: path.to_owned(), file })
+        Ok(Self { path: path.to_owned(), file: Some(file) })
     }
 
     /// Puts it in place with `content`.
-    pub(super) fn finish(mut self, content: &[u8]) -> anyhow::Result<()> {
+    pub(super) fn finish(self, content: &[u8]) -> anyhow::Result<()> {
         let what = || format!("cannot write {}", self.path.display());
-        self.file.write_all(content).with_context(what)?;
-        self.file.persist(&self.path).with_context(what)?;
+        let Some(mut file) = self.file else {
+            let mut there = fs::OpenOptions::new().write(true).open(&self.path).with_context(what)?;
+            return there.write_all(content).with_context(what);
+        };
+        file.write_all(content).with_context(what)?;
+        file.persist(&self.path).with_context(what)?;
         Ok(())
     }
 }
@@ -322,6 +330,11 @@ mod tests {
         Output::begin(&path).unwrap().finish(b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        let null = dir.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &null).unwrap();
+        Output::begin(&null).unwrap().finish(b"nothing").unwrap();
+        assert!(fs::symlink_metadata(&null).unwrap().is_symlink(), "what is no file is not replaced");
+        fs::remove_file(&null).unwrap();
         let error = Output::begin(dir.path()).err().unwrap().to_string();
         assert!(error.contains("is a directory"), "{error}");
         let error = format!("{:#}", Output::begin(&dir.path().join("absent/out")).err().unwrap());

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
+use fs_core::mount::host::LoadStatus;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,6 +15,7 @@ use super::versions::timestamp;
 use crate::agent::client::AgentConnection;
 use crate::agent::protocol::{Request, WirePath};
 use crate::agent::registry::{self, AgentDescription};
+use crate::agent::report_progress::load_in_words;
 use crate::trust_report::FreshnessReport;
 use crate::{agent, mount_point, report};
 
@@ -72,6 +74,9 @@ pub(crate) struct AgentReport {
     pub(crate) agent: AgentDescription,
     pub(crate) cache: Value,
     pub(crate) mounts: Vec<MountStatus>,
+    /// Versions that are loaded or being loaded.
+    #[serde(default)]
+    pub(crate) loads: Vec<LoadStatus>,
 }
 
 #[derive(Serialize)]
@@ -105,6 +110,9 @@ pub(super) async fn run(arguments: StatusArguments, context: &Context) -> anyhow
         }
         for report in &mut agents {
             report.mounts.retain(|mount| mount.dir.0 == dir);
+            let shown = |mount: &MountStatus| format!("{}/{}@{}", mount.origin, mount.package, mount.version);
+            let shown: Vec<String> = report.mounts.iter().map(shown).collect();
+            report.loads.retain(|load| shown.contains(&load.location));
         }
         agents.retain(|report| !report.mounts.is_empty());
         dead.retain(|path| *path == dir);
@@ -124,7 +132,7 @@ fn print(status: &StatusReport) -> anyhow::Result<()> {
     if status.agents.is_empty() && status.dead.is_empty() {
         return report::line("nothing is mounted");
     }
-    for AgentReport { agent, cache, mounts } in &status.agents {
+    for AgentReport { agent, cache, mounts, loads } in &status.agents {
         let number = |name: &str| cache.get(name).and_then(Value::as_u64).unwrap_or(0);
         let (used, quota) = (report::bytes(number("used_bytes")), report::bytes(number("quota_bytes")));
         report::line(format!(
@@ -136,6 +144,10 @@ fn print(status: &StatusReport) -> anyhow::Result<()> {
         }
         for mount in mounts {
             report::line(format!("  {}", in_words(mount)))?;
+        }
+        for load in loads {
+            let (done, total) = (report::bytes(load.done_bytes), report::bytes(load.total_bytes));
+            report::line(format!("  {}: {}, {done} of {total}", load.location, load_in_words(load)))?;
         }
     }
     for dir in &status.dead {
@@ -153,6 +165,9 @@ fn in_words(mount: &MountStatus) -> String {
     parts.push(format!("since {}", timestamp(i64::try_from(mount.since).unwrap_or(i64::MAX))));
     if let Some(count) = mount.statistics.get("bytes_fetched").and_then(Value::as_u64) {
         parts.push(format!("{} fetched", report::bytes(count)));
+    }
+    if mount.statistics.pointer("/prefetch/learned_ranges").and_then(Value::as_u64).is_some_and(|n| n > 0) {
+        parts.push("helped by what earlier launches read".to_owned());
     }
     if mount.revoked {
         parts.push(format!("version {version} was REVOKED by its publisher"));

@@ -259,6 +259,17 @@ impl Disk {
         }
     }
 
+    pub(super) fn room_bytes(&self) -> u64 {
+        let shared = &self.shared;
+        if shared.is_degraded() {
+            return 0;
+        }
+        let within_quota = shared.evict_above().saturating_sub(shared.used.load(Ordering::Relaxed));
+        // Before the first block is stored, there is no folder to ask about.
+        let free = platform::disk_space(&shared.dir).map_or(u64::MAX, |(free, _)| free);
+        within_quota.min(free.saturating_sub(shared.keep_free))
+    }
+
     pub(super) fn flush(&self) {
         self.shared.flush();
     }

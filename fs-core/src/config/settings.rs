@@ -8,6 +8,9 @@
 //! memory = "64M"
 //! poll_interval = "60s"
 //! read_deadline = "60s"
+//! prefetch = "launch"
+//! prefetch_budget = "512M"
+//! learn = true
 //!
 //! [publish]
 //! keys_dir = "/root/streamfs-keys"
@@ -27,6 +30,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use super::Prefetch;
 use super::origins::normalized_prefix;
 use super::quantities::{parse_duration, parse_size};
 use crate::error::{Error, Result};
@@ -65,6 +69,13 @@ pub struct AgentSettings {
     /// How often each mounted package is asked for a newer version.
     #[serde(deserialize_with = "duration")]
     pub poll_interval: Option<Duration>,
+    /// Whether a program that starts may be brought what it has not asked for yet: `launch` or `none`.
+    pub prefetch: Option<Prefetch>,
+    /// Most bytes that one launch may be brought unasked.
+    #[serde(deserialize_with = "size")]
+    pub prefetch_budget: Option<u64>,
+    /// Whether launches are learned from.
+    pub learn: Option<bool>,
     /// A read that could not be answered for this long fails.
     #[serde(deserialize_with = "duration")]
     pub read_deadline: Option<Duration>,
@@ -251,6 +262,9 @@ mod tests {
         stall_timeout = "3s"
         connect_timeout = "1s"
         idle_exit = "1m"
+        prefetch = "none"
+        prefetch_budget = "64M"
+        learn = false
         [publish]
         keys_dir = "/k"
         [[origin]]
@@ -278,6 +292,8 @@ mod tests {
         let it = Settings::parse(FULL).unwrap();
         assert_eq!(it.agent.cache_size, Some(2 << 30));
         assert_eq!(it.agent.poll_interval, Some(Duration::from_secs(5)));
+        assert_eq!((it.agent.prefetch, it.agent.prefetch_budget), (Some(Prefetch::None), Some(64 << 20)));
+        assert_eq!(it.agent.learn, Some(false));
         assert_eq!(it.publish.keys_dir, Some(PathBuf::from("/k")));
         assert_eq!(it.origins.len(), 2);
         assert!(!it.origins[0].credentials.as_ref().unwrap().is_inline());

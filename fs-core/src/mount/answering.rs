@@ -21,7 +21,22 @@ impl Mount {
         self.answer_and_tell(question, |_, _, _, _| {})
     }
 
-    /// As [`Self::answer`]; `told` learns how it went: when it was asked (if somebody watched then), what came out, what it waited for.
+    /// As [`Self::answer`], for work that nobody waits for: what it needs is fetched as urgently as `urgency` says, and
+    /// no wait is counted.
+    pub(super) async fn answer_for<T>(
+        self: &Arc<Self>,
+        urgency: Urgency,
+        question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need>,
+    ) -> Result<T> {
+        let mut held = Held::default();
+        match question(self, &mut held) {
+            Ok(answer) => Ok(answer),
+            Err(need) => self.bring_until_answered(need, held, urgency, &mut Waits::default(), question).await,
+        }
+    }
+
+    /// As [`Self::answer`]; `told` learns how it went: when it was asked (if somebody watched then), what came out,
+    /// what it waited for.
     fn answer_and_tell<T: Send + 'static>(
         self: &Arc<Self>,
         question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need> + Send + 'static,
@@ -45,7 +60,7 @@ impl Mount {
         let this = self.clone();
         Answer::Later(Box::pin(async move {
             let mut waits = Waits::default();
-            let result = this.bring_until_answered(need, held, &mut waits, question).await;
+            let result = this.bring_until_answered(need, held, Urgency::Demand, &mut waits, question).await;
             this.metrics.answered(&result);
             this.metrics.waited(&waits);
             told(&this, asked, &result, waits);
@@ -57,6 +72,7 @@ impl Mount {
         self: &Arc<Self>,
         mut need: Need,
         mut held: Held,
+        urgency: Urgency,
         waits: &mut Waits,
         question: impl Fn(&Mount, &mut Held) -> std::result::Result<T, Need>,
     ) -> Result<T> {
@@ -66,20 +82,24 @@ impl Mount {
                 Need::Failed(e) => return Err(e),
                 Need::Page(wanted) => {
                     let hash = wanted.hash;
-                    let page = self.fetcher.get_with_source(vec![wanted], Urgency::Demand).await?;
+                    let page = self.fetcher.get_with_source(vec![wanted], urgency).await?;
                     waits.pages += began.elapsed();
                     for (page, source) in page {
-                        self.metrics.brought(source, page.len());
+                        if urgency == Urgency::Demand {
+                            self.metrics.brought(source, page.len());
+                        }
                         waits.came_from(source);
                         held.keep_page(hash, page)?;
                     }
                 }
                 Need::Blocks(wanted) => {
                     let hashes: Vec<_> = wanted.iter().map(|w| w.hash).collect();
-                    let blocks = self.fetcher.get_with_source(wanted, Urgency::Demand).await?;
+                    let blocks = self.fetcher.get_with_source(wanted, urgency).await?;
                     waits.blocks += began.elapsed();
                     for (hash, (block, source)) in hashes.into_iter().zip(blocks) {
-                        self.metrics.brought(source, block.len());
+                        if urgency == Urgency::Demand {
+                            self.metrics.brought(source, block.len());
+                        }
                         waits.came_from(source);
                         held.blocks.insert(hash, block);
                     }

@@ -11,7 +11,7 @@
 //! of the packages that are open, so mounts that exist go on with the new ones. Deadlines belong to whoever asked, so
 //! other deadlines mean another [`Package`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -19,7 +19,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
+use super::background::Loads;
 use super::launch::LaunchChoice;
+use super::learn::LearnedSets;
+use super::prefetch::{self, PrefetchPolicy};
 use super::{Identity, Mount};
 use crate::backend::swappable::Swappable;
 use crate::backend::{self, Backend, Validator};
@@ -34,6 +37,7 @@ use crate::trust::client::{self, Freshness, LoadOptions, Loaded, Polled};
 use crate::trust::store::TrustStore;
 use crate::trust::{Catalog, VersionRecord};
 
+pub use super::background::{Holder, Load, LoadState, LoadStatus, LoadWish};
 pub use super::load::LoadSummary;
 pub use super::verify::VerifySummary;
 pub use crate::cache::CacheStatus;
@@ -67,6 +71,8 @@ pub struct Host {
     trust: TrustStore,
     /// By location; several where mounts of different deadlines were asked for.
     packages: Mutex<HashMap<String, Vec<Arc<Package>>>>,
+    pub(super) loads: Loads,
+    pub(super) learned: Arc<LearnedSets>,
 }
 
 /// A package that was asked for.
@@ -130,7 +136,9 @@ impl Host {
         let opened = tokio::task::spawn_blocking(move || Cache::open(&dir, limits)).await;
         let cache = opened.map_err(|_| Error::Cancelled)??;
         let trust = TrustStore::new(settings.cache_dir.join("trust"));
-        Ok(Arc::new(Self { settings, cache, trust, packages: Mutex::default() }))
+        let loads = Loads::new(&settings.cache_dir);
+        let learned = LearnedSets::new(&settings.cache_dir);
+        Ok(Arc::new(Self { settings, cache, trust, packages: Mutex::default(), loads, learned }))
     }
 
     /// The settings it was opened with.
@@ -252,6 +260,14 @@ impl Host {
         Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
     }
 
+    /// Helps launches of `mount` as `policy` says, if the publisher gave no launch set. Does nothing where that is being
+    /// done already. Best called before anything is asked of the mount.
+    pub fn help_launches(&self, mount: &Arc<Mount>, policy: PrefetchPolicy) {
+        if !mount.has_launch_set() {
+            prefetch::begin(mount, policy, &self.learned);
+        }
+    }
+
     /// What a mount of `location` made now would pin. Costs one conditional request if nothing changed.
     ///
     /// # Errors
@@ -282,12 +298,21 @@ impl Host {
         self.package(location)?.load(&self.trust, trust_root).await
     }
 
-    /// Brings everything of a version onto this machine and pins it there.
-    pub async fn load(self: &Arc<Self>, mount: &Arc<Mount>, progress: Arc<dyn Progress>) -> Result<LoadSummary> {
-        super::load::load(&self.cache, mount, progress).await
+    /// A version as this machine has it, without asking its origin anything.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no trusted metadata here, or the version is not in it.
+    pub async fn mount_offline(self: &Arc<Self>, location: &PackageLocation) -> Result<Arc<Mount>> {
+        let package = self.package(location)?;
+        let loaded = client::load_offline(&package.key, &self.trust).await?;
+        let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
+        match package.mounted(record) {
+            Some(mount) => Ok(mount),
+            None => open_once(location, &package, &loaded, record, &LaunchChoice::Off).await,
+        }
     }
 
-    /// Removes the pins that `load` set for the version (without one: for all versions of the package). Bytes that
+    /// Ends the loads of the version (without one: of all versions of the package) and removes their pins. Bytes that
     /// may now be evicted. A channel is looked up in the metadata that was accepted last; nothing is asked for.
     ///
     /// # Errors
@@ -295,7 +320,8 @@ impl Host {
     pub async fn unload(self: &Arc<Self>, location: &PackageLocation) -> Result<u64> {
         let key = location.package_key();
         let all = super::load::owner(&key, "");
-        let loaded: Vec<String> = self.cache.pinned_owners().into_iter().filter(|o| o.starts_with(&all)).collect();
+        let pinned = self.cache.pinned_owners().into_iter().filter(|o| o.starts_with(&all));
+        let loaded: BTreeSet<String> = pinned.chain(self.load_owners(&key)).collect();
         let owners: Vec<&String> = match &location.selector {
             None => loaded.iter().collect(),
             Some(selector) => {
@@ -316,6 +342,7 @@ impl Host {
         }
         let mut bytes = 0;
         for owner in owners {
+            self.forget_load(owner).await;
             bytes += self.cache.unpin(owner)?;
         }
         Ok(bytes)
@@ -331,8 +358,9 @@ impl Host {
         self.cache.status()
     }
 
-    /// Writes what waits to be written.
+    /// Ends loads, which the next agent goes on with, and writes what waits to be written.
     pub async fn close(&self) {
+        self.loads.pause_all();
         let cache = self.cache.clone();
         // A failure here is the runtime going away; the index is only a hint.
         let _ = tokio::task::spawn_blocking(move || cache.flush()).await;

@@ -77,6 +77,13 @@ pub enum LaunchPhase {
     Failed,
 }
 
+impl LaunchPhase {
+    /// Whether parts of the launch set are still to come.
+    pub fn is_under_way(self) -> bool {
+        matches!(self, LaunchPhase::Streaming | LaunchPhase::Completing)
+    }
+}
+
 /// Counters of a mount's launch set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct LaunchStatistics {
@@ -221,6 +228,15 @@ impl Mount {
         !self.descriptor.launch.is_empty() || !self.launch.learned.read().is_empty()
     }
 
+    /// Whether parts of the file `node` are still to come with the launch set, or may be: what else is near them is not
+    /// worth fetching then, however sequentially the application reads.
+    pub(super) fn launch_set_brings(&self, node: NodeId) -> bool {
+        if !self.launch.phase.borrow().is_under_way() {
+            return false;
+        }
+        self.launch.set.read().as_ref().is_none_or(|set| set.pieces.contains_key(&node))
+    }
+
     /// How bringing the launch set goes, to be waited upon.
     pub fn launch_phase(&self) -> watch::Receiver<LaunchPhase> {
         self.launch.phase.subscribe()
@@ -262,9 +278,8 @@ impl Mount {
                 Error::InvalidInput(format!("version {version} has no launch set {name:?}; it has: {names}"))
             })?,
         };
-        let busy = |phase: &LaunchPhase| matches!(phase, LaunchPhase::Streaming | LaunchPhase::Completing);
         let started = self.launch.phase.send_if_modified(|phase| {
-            let start = !busy(phase);
+            let start = !phase.is_under_way();
             if start {
                 *phase = LaunchPhase::Streaming;
             }

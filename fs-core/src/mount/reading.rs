@@ -118,7 +118,7 @@ impl Mount {
         cache.on_disk(&file.blob, extent.file_offset, extent.length, &extent.hash).map(cut)
     }
 
-    fn file_block(&self, file: &FileFacts, extent: &Extent) -> Result<Wanted> {
+    pub(super) fn file_block(&self, file: &FileFacts, extent: &Extent) -> Result<Wanted> {
         self.wanted(extent, Some((file.blob.clone(), extent.file_offset)))
     }
 
@@ -171,7 +171,7 @@ impl Mount {
     }
 
     /// Blocks of `range` that are not known to be on this machine.
-    fn not_local(&self, held: &mut Held, id: NodeId, range: &Range<u64>) -> Result<Vec<Wanted>, Need> {
+    pub(super) fn not_local(&self, held: &mut Held, id: NodeId, range: &Range<u64>) -> Result<Vec<Wanted>, Need> {
         let file = self.file(held, id)?;
         let extents = self.extents(held, file.id, range)?;
         let cache = self.fetcher.cache();
@@ -185,7 +185,7 @@ impl Mount {
     fn read_ahead(self: &Arc<Self>, id: NodeId, offset: u64, length: usize) {
         let Some(file) = self.files.lock().peek(&id).cloned() else { return };
         let end = offset.saturating_add(length as u64).min(file.size);
-        if file.size <= length as u64 {
+        if file.size <= length as u64 || self.launch_set_brings(id) {
             return;
         }
         let mut sequences = self.sequences.lock();

@@ -12,7 +12,7 @@ pub(super) const UNFINISHED: &str = ".trust-";
 
 /// Who may read a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+pub(crate) enum Access {
     /// As the process's umask says.
     Usual,
     /// Only its owner.
@@ -20,7 +20,7 @@ pub(super) enum Access {
 }
 
 /// Writes `bytes` to `path`: to a new file beside it, flushed to the disk, then renamed over it.
-pub(super) fn write_atomic(path: &Path, bytes: &[u8], access: Access) -> Result<()> {
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8], access: Access) -> Result<()> {
     let name = path.file_name().expect("callers name a file").to_string_lossy();
     let temporary = path.with_file_name(format!("{UNFINISHED}{name}-{:016x}", rand::random::<u64>()));
     let written = write_new(&temporary, bytes, access).and_then(|()| std::fs::rename(&temporary, path));
@@ -59,7 +59,7 @@ fn sync_dir(dir: &Path) {
 }
 
 /// Creates `dir` and what is above it.
-pub(super) fn create_dir(dir: &Path, access: Access) -> Result<()> {
+pub(crate) fn create_dir(dir: &Path, access: Access) -> Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -72,7 +72,7 @@ pub(super) fn create_dir(dir: &Path, access: Access) -> Result<()> {
 }
 
 /// Removes what interrupted writers left in `dir`. Only for a folder whose lock is held.
-pub(super) fn remove_unfinished(dir: &Path) {
+pub(crate) fn remove_unfinished(dir: &Path) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {

@@ -149,7 +149,7 @@ async fn a_loaded_version_mounts_while_its_folder_is_gone() {
     {
         let host = world.host().await;
         let mount = host.mount(&location, None).await.unwrap();
-        host.load(&mount, Arc::new(NoProgress)).await.unwrap();
+        host.begin_load(&mount, &LoadWish::default()).unwrap().finished().await.unwrap();
         host.close().await;
     }
     std::fs::remove_dir_all(world.content()).unwrap();
@@ -167,7 +167,7 @@ async fn what_was_loaded_through_a_channel_is_unloaded_through_it() {
     world.publish("1").await;
     let host = world.host().await;
     let mount = host.mount(&world.location("@stable"), None).await.unwrap();
-    host.load(&mount, Arc::new(NoProgress)).await.unwrap();
+    host.begin_load(&mount, &LoadWish::default()).unwrap().finished().await.unwrap();
     std::fs::remove_dir_all(world.content()).unwrap();
     let e = host.unload(&world.location("@beta")).await.unwrap_err();
     assert!(e.kind() == ErrorKind::InvalidInput && e.to_string().contains("of the package: 1"), "{e}");

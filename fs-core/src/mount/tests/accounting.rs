@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use crate::backend::recording::Request;
 use crate::backend::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
 use crate::error::{Error, Result};
+use crate::mount::host::LoadWish;
 use crate::mount::read_ahead::{WINDOW_FIRST_BYTES, WINDOW_MAX_BYTES};
 use crate::package::block::BLOCK_MAX_BYTES;
-use crate::package::publish::NoProgress;
 use crate::stage::{Stage, assert_same, at, content, noise, walk};
 
 /// Panics if any stored byte was asked for twice.
@@ -164,12 +164,12 @@ async fn a_loaded_version_needs_no_origin_after_a_restart() {
     {
         let (host, log) = stage.recorded("cache").await;
         let mount = stage.mount(&host, "1").await;
-        let summary = host.load(&mount, Arc::new(NoProgress)).await.unwrap();
+        let summary = host.begin_load(&mount, &LoadWish::default()).unwrap().finished().await.unwrap();
         assert_eq!(summary.files, 43);
         assert_no_overlap(&log.requests());
         assert!(host.status().pinned_bytes > 0);
         log.clear();
-        host.load(&mount, Arc::new(NoProgress)).await.unwrap();
+        host.begin_load(&mount, &LoadWish::default()).unwrap().finished().await.unwrap();
         assert_eq!(log.count(), 0, "loading again fetches nothing");
         host.close().await;
     }
@@ -203,7 +203,7 @@ async fn a_cache_without_room_streams_and_keeps_its_limits() {
     let status = host.status();
     assert_eq!(status.used_bytes, 0);
     assert!(status.memory_bytes <= 1 << 20);
-    let e = host.load(&mount, Arc::new(NoProgress)).await.unwrap_err();
+    let e = host.begin_load(&mount, &LoadWish::default()).unwrap().finished().await.unwrap_err();
     assert!(e.to_string().contains("cannot keep the version on this machine"), "{e}");
 }
 
