@@ -9,6 +9,7 @@ use fs_core::mount::Mount;
 use fuse_linux::{MountError, MountOptions, Mounted, Mounter, OpenPolicy};
 use tokio::runtime::Handle;
 
+use super::protocol::Watch;
 use crate::commands::mount::OpenAnswer;
 
 /// How long programs that are ending may keep a directory from being unmounted: the kernel closes a process's files
@@ -58,7 +59,7 @@ impl Mounting {
         dir: &Path,
         allow_other: bool,
         open_policy: Option<OpenAnswer>,
-        exact_reads: bool,
+        watch: Option<Watch>,
     ) -> anyhow::Result<LiveMount> {
         let (mounter, dir) = (self.mounter.clone(), dir.to_owned());
         let runtime = Handle::current();
@@ -66,7 +67,13 @@ impl Mounting {
             if clean_stale(&dir)? {
                 tracing::info!(dir = %dir.display(), "removed the mount of a dead agent");
             }
-            let mut options = MountOptions { allow_other, exact_reads, ..MountOptions::default() };
+            let mut options = MountOptions { allow_other, ..MountOptions::default() };
+            match watch {
+                Some(Watch::Record) => options.exact_reads = true,
+                // What is handed to the kernel ahead of reads is read without anybody seeing it.
+                Some(Watch::Trace) => options.push_max_bytes = 0,
+                None => {}
+            }
             match open_policy {
                 Some(OpenAnswer::Passthrough) => options.open_policy = OpenPolicy::Passthrough,
                 Some(OpenAnswer::ZeroMessage) => options.open_policy = OpenPolicy::ZeroMessage,

@@ -289,8 +289,7 @@ impl Table {
         let _changing = self.changing.lock().await;
         self.refuse_taken(dir)?;
         self.help(&mount, &wish);
-        let exact_reads = wish.watch == Some(Watch::Record);
-        let attached = self.mounting.attach(mount.clone(), dir, wish.allow_other, wish.open_policy, exact_reads);
+        let attached = self.mounting.attach(mount.clone(), dir, wish.allow_other, wish.open_policy, wish.watch);
         let live = Arc::new(attached.await?);
         let shown = Shown { location: wish.location.clone(), mount, live, since: SystemTime::now() };
         let entry = Arc::new(Entry {
