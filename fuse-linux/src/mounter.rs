@@ -69,7 +69,7 @@ impl Default for MountOptions {
             allow_other: false,
             threads: (2 * cores).min(4),
             read_ahead_kb: Some(1024),
-            launch_read_ahead_kb: Some(16),
+            launch_read_ahead_kb: Some(0),
             push_max_bytes: 8 << 20,
             declining: Declining::BesideLaunchSet,
             open_policy: OpenPolicy::permitted(),
