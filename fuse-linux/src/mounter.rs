@@ -70,7 +70,7 @@ impl Default for MountOptions {
             threads: (2 * cores).min(4),
             read_ahead_kb: Some(1024),
             launch_read_ahead_kb: Some(0),
-            push_max_bytes: 8 << 20,
+            push_max_bytes: 512 << 20,
             declining: Declining::BesideLaunchSet,
             open_policy: OpenPolicy::permitted(),
             exact_reads: false,

@@ -20,6 +20,11 @@ const ORDER_PATIENCE: Duration = Duration::from_secs(2);
 /// What is expected later than twice the stream's first round trip and this is not waited for: a request of its own
 /// would bring it sooner.
 const NEAR: Duration = Duration::from_millis(100);
+/// The same while the stream brings nearly all that is wanted. Then the line is what everybody waits for, and bringing
+/// a block twice makes all the others later.
+const NEAR_WHILE_RIGHT: Duration = Duration::from_secs(2);
+/// The stream is right while no more than one of so many wanted blocks is not in it; the first few count for it.
+const RIGHT_OF: u32 = 8;
 /// Waiting this much longer than twice the expected time means that the stream has become slower.
 const GRACE: Duration = Duration::from_millis(200);
 /// How often those who wait are looked after.
@@ -41,6 +46,9 @@ struct State {
     next: usize,
     waiting: Vec<Waiting>,
     over: bool,
+    /// Wanted blocks that are in the order, and those that are not.
+    expected: u32,
+    unexpected: u32,
 }
 
 #[derive(Debug)]
@@ -69,7 +77,7 @@ enum Outlook {
 }
 
 impl State {
-    fn outlook(&self, age: Duration, hash: &Hash) -> Outlook {
+    fn outlook(&mut self, age: Duration, hash: &Hash) -> Outlook {
         if self.over {
             return Outlook::Fetch;
         }
@@ -81,6 +89,7 @@ impl State {
         };
         let Some(&entry) = order.by_prefix.get(&hash_prefix(hash)) else {
             tracing::trace!(%hash, "a block is wanted that the launch stream does not bring");
+            self.unexpected += 1;
             return Outlook::Fetch;
         };
         if entry < self.next {
@@ -92,7 +101,9 @@ impl State {
         let flowing = age.saturating_sub(self.ordered_after).max(Duration::from_millis(1));
         let rate = (came.max(64 << 10) as f64) / flowing.as_secs_f64();
         let expected = Duration::try_from_secs_f64(far as f64 / rate).unwrap_or(Duration::MAX);
-        let near = expected <= self.ordered_after * 2 + NEAR;
+        self.expected += 1;
+        let right = self.unexpected * RIGHT_OF <= self.expected + RIGHT_OF;
+        let near = expected <= self.ordered_after * 2 + if right { NEAR_WHILE_RIGHT } else { NEAR };
         tracing::trace!(
             entry,
             next = self.next,

@@ -331,8 +331,8 @@ async fn bring_near(mount: &Arc<Mount>, assistance: &Assistance, first: Vec<Touc
     }
 }
 
-/// What came of one piece: when it was asked for, its stored bytes, and whether it came.
-type Done = (Instant, u64, crate::Result<()>);
+/// What came of one piece: when it was asked for, its stored bytes, and if it came, whether all of it crossed the line.
+type Done = (Instant, u64, crate::Result<bool>);
 
 /// Bringing pieces, as many at a time as the line carries.
 struct Run<'a> {
@@ -388,16 +388,22 @@ impl<'a> Run<'a> {
         self.under_way_bytes += bytes;
         let fetcher = self.mount.fetcher.clone();
         let asked = Instant::now();
-        let work = async move { (asked, bytes, fetcher.get(piece, Urgency::Expected).await.map(drop)) };
+        let work = async move {
+            let came = fetcher.get_with_source(piece, Urgency::Expected).await;
+            (asked, bytes, came.map(|blocks| blocks.iter().all(|(_, source)| *source == Source::Origin)))
+        };
         self.under_way.push(Box::pin(work));
     }
 
     fn came(&mut self, (asked, bytes, result): Done) {
         self.under_way_bytes -= bytes;
         match result {
-            Ok(()) => {
+            Ok(crossed) => {
                 self.assistance.bytes.fetch_add(bytes, Ordering::Relaxed);
-                self.window.piece(Instant::now(), bytes, asked.elapsed());
+                // What was here or half-way already says nothing of the line's round trip.
+                if crossed {
+                    self.window.piece(Instant::now(), bytes, asked.elapsed());
+                }
             }
             Err(error) => {
                 // Whoever reads there will be told.

@@ -14,7 +14,7 @@ pub(super) const WINDOW_MIN_BYTES: u64 = 256 << 10;
 pub(super) const WINDOW_MAX_BYTES: u64 = 16 << 20;
 /// Part of what the line carries in a round trip that is kept under way, in percent: a little more than all of it, since
 /// the shortest round trip is shorter than the usual one.
-const FILL_PERCENT: u64 = 125;
+const FILL_PERCENT: u64 = 200;
 /// Stretches of time whose bandwidth is remembered, and the shortest of them.
 const STRETCHES: usize = 10;
 const STRETCH_MIN: Duration = Duration::from_millis(50);
@@ -23,8 +23,8 @@ const LEVEL_STRETCHES: u32 = 3;
 /// A piece on top of what the line carries, or the window could not grow by one when it is a few pieces long.
 const ROOM_BYTES: u64 = 256 << 10;
 /// A demand read is slow when it takes longer than this many of the shortest round trips, and this besides.
-const SLOW_FACTOR: u32 = 3;
-const SLOW_BESIDES: Duration = Duration::from_millis(30);
+const SLOW_FACTOR: u32 = 8;
+const SLOW_BESIDES: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(super) struct Window {
