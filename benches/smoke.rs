@@ -85,7 +85,10 @@ fn an_interrupted_benchmark_leaves_nothing_behind() {
     let mut line = String::new();
     while !line.starts_with("run 1") {
         line.clear();
-        assert!(said.read_line(&mut line).expect("text") > 0, "the benchmark ended before it was interrupted");
+        if said.read_line(&mut line).expect("text") == 0 {
+            let output = child.wait_with_output().expect("the benchmark ends");
+            panic!("it ended before it was interrupted: {}", String::from_utf8_lossy(&output.stderr));
+        }
     }
     let pid = child.id();
     let number = rustix::process::Pid::from_child(&child);
