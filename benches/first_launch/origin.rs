@@ -24,6 +24,9 @@ const PREPARE_DEADLINE: Duration = Duration::from_secs(3600);
 /// The archive's level: zstd's own default, which is also what `streamfs publish` uses for its blocks.
 const ARCHIVE_LEVEL: i32 = 3;
 
+/// Launches that are recorded. Threads of a program take turns otherwise each time, and read a little more or less.
+const RECORDED_LAUNCHES: &str = "3";
+
 /// The floor is the least that can be fetched.
 const FLOOR_LEVEL: i32 = 19;
 
@@ -117,7 +120,7 @@ impl Origin {
             let file = self.profile(app, scratch);
             let location = self.content.join(name);
             let mut command = self.publisher.streamfs(["profile".as_ref(), location.as_os_str(), "-o".as_ref()]);
-            command.arg(&file).arg("--").args(app.command_line("{mount}"));
+            command.arg(&file).args(["--runs", RECORDED_LAUNCHES, "--"]).args(app.command_line("{mount}"));
             timed(&mut command, "streamfs profile", PREPARE_DEADLINE)?;
             self.publisher.kill_agent();
             self.publish(&app.tree, &self.package(app, Column::Streamfs), Some(&file))?;

@@ -223,7 +223,7 @@ pub(super) struct Learner;
 impl Learner {
     /// Watches `mount` from now on, until its launch is over.
     pub(super) fn begin(mount: &Arc<Mount>, assistance: Arc<Assistance>, sets: Arc<LearnedSets>) {
-        let recorder = Arc::new(Recorder::new());
+        let recorder = Arc::new(Recorder::for_learning());
         let observer: Arc<dyn Observer> = recorder.clone();
         mount.watch(observer.clone());
         let weak = Arc::downgrade(mount);

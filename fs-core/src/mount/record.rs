@@ -25,18 +25,31 @@ use super::observe::{Observed, Observer, Operation};
 use crate::package::NodeId;
 use crate::package::profile::{Profile, ProfileEvent, ProfileHeader, Use};
 
-/// Most first uses that are kept: with their names about 200 MB, ten times what the largest launch known has.
-const USES_MAX: usize = 1 << 20;
-/// Most names that are kept: listing large directories brings names that nobody uses.
-const NAMES_MAX: usize = 1 << 20;
+/// Of a launch that is recorded for a profile: with their names about 200 MB, ten times what the largest launch known
+/// has.
+const PROFILE: Limits = Limits { uses: 1 << 20, names: 1 << 20, only_reads: false };
+/// Of what any program asks of a mount: some 15 MB.
+const LEARNING: Limits = Limits { uses: 1 << 16, names: 1 << 17, only_reads: true };
 /// Unit of reading that recordings tell: the kernel's page.
 const PAGE_BYTES: u64 = 4096;
 /// Reads that follow one another are told as one up to this length, so that times stay meaningful.
 const TOGETHER_MAX_BYTES: u64 = 1 << 20;
 
+/// What a recorder keeps.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// Most first uses.
+    uses: usize,
+    /// Most names: listing large directories brings names that nobody uses.
+    names: usize,
+    /// Whether uses other than reads are left out.
+    only_reads: bool,
+}
+
 /// Watches a mount and remembers what it was asked.
 pub struct Recorder {
     began: Instant,
+    limits: Limits,
     state: Mutex<State>,
 }
 
@@ -76,9 +89,9 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Notes a name of `node`, unless one is known or there are too many.
-    pub(super) fn learn(&mut self, node: NodeId, parent: NodeId, name: &Bytes) {
-        if node != NodeId::ROOT && self.known.len() < NAMES_MAX {
+    /// Notes a name of `node`, unless one is known or there are `most`.
+    pub(super) fn learn(&mut self, node: NodeId, parent: NodeId, name: &Bytes, most: usize) {
+        if node != NodeId::ROOT && self.known.len() < most {
             // A name may be a slice of a whole page of the tree, which it must not keep alive.
             self.known.entry(node).or_insert_with(|| (parent, Bytes::copy_from_slice(name)));
         }
@@ -187,13 +200,21 @@ impl std::fmt::Debug for Recorder {
 impl Recorder {
     /// One that remembers first uses, for a profile. Time counts from now.
     pub fn new() -> Self {
-        Self { began: Instant::now(), state: Mutex::default() }
+        Self::keeping(PROFILE, State::default())
+    }
+
+    /// One that remembers little but what was read, for launches that nobody asked to record.
+    pub(super) fn for_learning() -> Self {
+        Self::keeping(LEARNING, State::default())
     }
 
     /// One that also remembers every single question with its waits, for a report.
     pub fn with_timeline() -> Self {
-        let state = State { timeline: Some(Timeline::default()), ..State::default() };
-        Self { began: Instant::now(), state: Mutex::new(state) }
+        Self::keeping(PROFILE, State { timeline: Some(Timeline::default()), ..State::default() })
+    }
+
+    fn keeping(limits: Limits, state: State) -> Self {
+        Self { began: Instant::now(), limits, state: Mutex::new(state) }
     }
 
     /// How much was recorded so far.
@@ -229,6 +250,7 @@ impl Recorder {
 impl Observer for Recorder {
     fn observed(&self, event: &Observed) {
         let at_micros = self.micros(event.at);
+        let limits = &self.limits;
         let mut state = self.state.lock();
         if let Some(timeline) = &mut state.timeline {
             timeline.add(at_micros, event);
@@ -239,34 +261,37 @@ impl Observer for Recorder {
         match &event.operation {
             Operation::Lookup { parent, name, found } => {
                 if let Some(node) = found {
-                    state.names.learn(*node, *parent, name);
+                    state.names.learn(*node, *parent, name, limits.names);
                 }
-                state.first(at_micros, Subject::Name(*parent, name.clone()));
+                state.first(limits, at_micros, Subject::Name(*parent, name.clone()));
             }
             Operation::List { dir, entries } => {
                 for (name, node) in entries {
-                    state.names.learn(*node, *dir, name);
+                    state.names.learn(*node, *dir, name, limits.names);
                 }
-                state.first(at_micros, Subject::Listing(*dir));
+                state.first(limits, at_micros, Subject::Listing(*dir));
             }
-            Operation::ReadLink { node } => state.first(at_micros, Subject::Link(*node)),
-            Operation::Xattrs { node } => state.first(at_micros, Subject::Xattrs(*node)),
-            Operation::Read { node, offset, length } => state.read(at_micros, *node, *offset, *length),
+            Operation::ReadLink { node } => state.first(limits, at_micros, Subject::Link(*node)),
+            Operation::Xattrs { node } => state.first(limits, at_micros, Subject::Xattrs(*node)),
+            Operation::Read { node, offset, length } => state.read(limits, at_micros, *node, *offset, *length),
         }
     }
 }
 
 impl State {
-    fn first(&mut self, at_micros: u64, subject: Subject) {
-        if self.seen.contains(&subject) || !self.has_room() {
+    fn first(&mut self, limits: &Limits, at_micros: u64, subject: Subject) {
+        if limits.only_reads || self.seen.contains(&subject) || !self.has_room(limits) {
             return;
         }
         self.seen.insert(subject.clone());
         self.uses.push(FirstUse { at_micros, what: What::Of(subject) });
     }
 
-    fn read(&mut self, at_micros: u64, node: NodeId, offset: u64, length: u64) {
+    fn read(&mut self, limits: &Limits, at_micros: u64, node: NodeId, offset: u64, length: u64) {
         let start = offset - offset % PAGE_BYTES;
+        if !self.read.contains_key(&node) && !self.has_room(limits) {
+            return;
+        }
         // The end is the read's own: it goes to the end of a page or of the file.
         let new = self.read.entry(node).or_default().add(start, offset.saturating_add(length));
         for (start, end) in new {
@@ -276,15 +301,15 @@ impl State {
                 && end - *offset <= TOGETHER_MAX_BYTES
             {
                 *length = end - *offset;
-            } else if self.has_room() {
+            } else if self.has_room(limits) {
                 let what = What::Read { node, offset: start, length: end - start };
                 self.uses.push(FirstUse { at_micros, what });
             }
         }
     }
 
-    fn has_room(&mut self) -> bool {
-        let room = self.uses.len() < USES_MAX;
+    fn has_room(&mut self, limits: &Limits) -> bool {
+        let room = self.uses.len() < limits.uses;
         self.dropped += u64::from(!room);
         room
     }

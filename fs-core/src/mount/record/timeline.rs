@@ -387,10 +387,10 @@ fn find_names(mount: &Arc<Mount>, names: &mut Names, mut unnamed: HashSet<NodeId
             cursor = last.next_cursor;
             for entry in entries {
                 if entry.node.kind == crate::package::NodeKind::Directory {
-                    names.learn(entry.node.id, dir, &entry.name);
+                    names.learn(entry.node.id, dir, &entry.name, super::PROFILE.names);
                     directories.push_back(entry.node.id);
                 } else if unnamed.remove(&entry.node.id) {
-                    names.learn(entry.node.id, dir, &entry.name);
+                    names.learn(entry.node.id, dir, &entry.name, super::PROFILE.names);
                 }
             }
         }
