@@ -120,7 +120,13 @@ impl Origin {
             let file = self.profile(app, scratch);
             let location = self.content.join(name);
             let mut command = self.publisher.streamfs(["profile".as_ref(), location.as_os_str(), "-o".as_ref()]);
-            command.arg(&file).args(["--runs", RECORDED_LAUNCHES, "--"]).args(app.command_line("{mount}"));
+            // Where it will be launched: some applications are told where they are.
+            command
+                .arg(&file)
+                .args(["--runs", RECORDED_LAUNCHES, "--dir"])
+                .arg(point)
+                .arg("--")
+                .args(app.command_line("{mount}"));
             timed(&mut command, "streamfs profile", PREPARE_DEADLINE)?;
             self.publisher.kill_agent();
             self.publish(&app.tree, &self.package(app, Column::Streamfs), Some(&file))?;

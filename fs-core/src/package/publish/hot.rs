@@ -10,10 +10,6 @@ use crate::package::NodeId;
 use crate::package::profile::{Profile, Ranges, Use};
 use crate::package::tree::name_hash;
 
-/// Bytes between two stretches that launches read, up to which they are taken as read, too: one page, which makes launch
-/// objects 1.6 % larger and of 12 % fewer blocks (docs/PROFILES.md).
-const GAP_MAX_BYTES: u64 = 4096;
-
 /// What launches read of a tree.
 #[derive(Debug, Default)]
 pub(super) struct Hot {
@@ -49,10 +45,7 @@ impl Hot {
             }
         }
         let mut hot = Self::default();
-        for (node, ranges) in ranges {
-            let ScannedBody::File { size, .. } = tree.nodes[node].body else { continue };
-            hot.files.insert(node, without_small_gaps(&ranges, size));
-        }
+        hot.files = ranges.into_iter().map(|(node, ranges)| (node, ranges.iter().collect())).collect();
         let mut seen = HashSet::new();
         for (node, range) in reads {
             let stretches = &hot.files[&node];
@@ -80,23 +73,6 @@ impl Hot {
         cold.retain(|range| !range.is_empty());
         cold
     }
-}
-
-fn without_small_gaps(ranges: &Ranges, size: u64) -> Vec<Range<u64>> {
-    let mut stretches: Vec<Range<u64>> = Vec::new();
-    for range in ranges.iter() {
-        match stretches.last_mut() {
-            Some(last) if range.start - last.end <= GAP_MAX_BYTES => last.end = range.end,
-            None if range.start <= GAP_MAX_BYTES => stretches.push(0..range.end),
-            _ => stretches.push(range),
-        }
-    }
-    if let Some(last) = stretches.last_mut()
-        && size - last.end <= GAP_MAX_BYTES
-    {
-        last.end = size;
-    }
-    stretches
 }
 
 /// Names of a scanned tree.

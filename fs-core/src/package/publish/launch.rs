@@ -1,4 +1,5 @@
-//! Launch objects: from a profile and the finished tree, what a launch touches, in order of first use.
+//! Launch objects: from a profile and the finished tree, what a launch touches, in order of first use, by and large:
+//! in every [`GROUP_BYTES`] what belongs to one file stands together, which compresses better.
 //!
 //! Each of a profile's questions is asked of the new tree, and the pages that answering takes are noted in order, then the
 //! blocks that a read touches: so every page stands before what it is needed for, and whoever reads the launch object from
@@ -30,6 +31,10 @@ use crate::package::tree::walk::{self, Miss, Page, Pages, Walked};
 use crate::package::tree::{PAGE_MAX_BYTES, PageAddress, PageTreeKind, TreeLayout};
 use crate::package::{Hash, LAUNCH_DIR, NodeId, PROFILE_DIR};
 use crate::platform;
+
+/// Bytes of a launch object, uncompressed, in which blocks stand by file and position instead of by first use. On a line
+/// of 100 Mbit/s they come within some 50 ms, and the object is 1 to 2 % shorter (decision 013).
+const GROUP_BYTES: u64 = 2 << 20;
 
 /// What became of one profile.
 #[derive(Debug, Clone, Serialize)]
@@ -121,6 +126,7 @@ impl<'a> LaunchWriter<'a> {
                 }
             }
         }
+        contents.group();
         let (object, hash, bytes, index) = self.store(number, &contents, progress)?;
         let profile = self.aside(&format!("profile-{number}"))?;
         write_all(&profile, &chosen.stored)?;
@@ -244,6 +250,31 @@ impl Contents {
             && self.bytes + u64::from(length) <= LAUNCH_BODY_MAX_BYTES;
         self.full |= !room;
         room
+    }
+
+    /// Puts what belongs together side by side, pages before blocks, and nothing far from where it was.
+    fn group(&mut self) {
+        let mut first_use: HashMap<NodeId, usize> = HashMap::new();
+        for source in &self.sources {
+            if let Source::Block(node, _) = source {
+                let next = first_use.len();
+                first_use.entry(*node).or_insert(next);
+            }
+        }
+        let mut at = 0;
+        let mut keyed: Vec<_> = Vec::with_capacity(self.sources.len());
+        for source in self.sources.drain(..) {
+            let group = at / GROUP_BYTES;
+            let (length, rank, offset) = match &source {
+                Source::Page(address) => (address.sum.length, 0, 0),
+                Source::Block(node, extent) => (extent.length, 1 + first_use[node], extent.file_offset),
+            };
+            at += u64::from(length);
+            keyed.push(((group, rank, offset), source));
+        }
+        // Pages stay in their order: it is a stable sort.
+        keyed.sort_by_key(|(key, _)| *key);
+        self.sources.extend(keyed.into_iter().map(|(_, source)| source));
     }
 
     fn entries(&self) -> Vec<LaunchEntry> {
