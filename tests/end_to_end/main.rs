@@ -5,6 +5,7 @@ mod cli_errors;
 mod crashes;
 mod faults;
 mod http_servers;
+mod launch;
 mod learning;
 mod load;
 mod metrics;

@@ -72,6 +72,41 @@ fn node_with_eslint_typescript_and_webpack() {
     mount.unmount();
 }
 
+#[test]
+fn python_with_numpy_and_pandas_from_a_recorded_launch() {
+    let source = python_tree();
+    let publisher = Streamfs::new();
+    let content = publisher.folder("content");
+    let location = crate::in_folder(&content, "python");
+    publisher.publish(&source, &location, "1.0");
+    let profile = publisher.home().join("python.profile");
+    let script = "import numpy, pandas; print(pandas.Series(numpy.arange(10)).sum())";
+    let record = ["profile", &location, "-o"].map(OsStr::new).into_iter().chain([profile.as_os_str()]);
+    let launch = ["--", "env", "LD_LIBRARY_PATH={mount}/lib", "{mount}/bin/python3.11", "-c", script];
+    publisher.ok(record.chain(launch.map(OsStr::new)));
+    let publish = [OsStr::new("publish"), source.as_os_str(), location.as_ref(), "--json".as_ref()];
+    let of_launch = [OsStr::new("--version"), "1.1".as_ref(), "--profile".as_ref(), profile.as_os_str()];
+    let summary = publisher.ok(publish.into_iter().chain(of_launch)).json();
+    println!("published python: {summary}");
+    let object = summary["launch"][0]["bytes"].as_u64().expect("a launch set");
+
+    let server = Nginx::https(&content);
+    let user = Streamfs::new().with_variable("SSL_CERT_FILE", server.ca_file());
+    let mount = user.mount(&format!("{}/python", server.url()), "mnt");
+    let mut python = user.command(mount.join("bin/python3.11"));
+    python.env("LD_LIBRARY_PATH", mount.join("lib")).args(["-c", script]);
+    assert_eq!(succeeds(python), "45\n");
+    let statistics = || user.status_of(mount.path())["statistics"].clone();
+    tests::wait_for("the launch set", std::time::Duration::from_secs(120), || {
+        (statistics()["launch"]["phase"] == "complete").then_some(())
+    });
+    let requests = server.requests();
+    assert!(requests.len() < 20, "{} requests: {requests:#?}", requests.len());
+    let bytes: u64 = requests.iter().map(|r| r.body_bytes).sum();
+    assert!(bytes <= object * 12 / 10, "{bytes} bytes for a launch object of {object}");
+    mount.unmount();
+}
+
 fn folder_bytes(folder: &Path) -> u64 {
     let entries = fs::read_dir(folder).expect("the content root").map(|e| e.expect("the content root"));
     entries

@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::{Claim, Fetcher, Source};
 use crate::package::Hash;
@@ -45,6 +46,8 @@ struct State {
     /// Entries that have come.
     next: usize,
     waiting: Vec<Waiting>,
+    /// Somebody waited too long, and nothing has come since: nobody else shall.
+    stalled: bool,
     over: bool,
     /// Wanted blocks that are in the order, and those that are not.
     expected: u32,
@@ -94,6 +97,9 @@ impl State {
         };
         if entry < self.next {
             return Outlook::Passed;
+        }
+        if self.stalled {
+            return Outlook::Fetch;
         }
         let came = self.next.checked_sub(1).map_or(0, |last| order.ends[last]);
         let far = order.ends[entry] - came;
@@ -163,6 +169,7 @@ impl Arriving {
     fn pass(&self, index: usize) -> Vec<Claim> {
         let mut state = self.state.lock();
         state.next = index + 1;
+        state.stalled = false;
         let mut met = Vec::new();
         let mut i = 0;
         while i < state.waiting.len() {
@@ -182,6 +189,7 @@ impl Arriving {
         let all = std::mem::take(&mut state.waiting);
         let (late, waiting): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.until <= now);
         state.waiting = waiting;
+        state.stalled |= !late.is_empty() && state.order.is_some();
         for w in &late {
             tracing::trace!(entry = w.entry, next = state.next, "the launch stream is slower than expected");
         }

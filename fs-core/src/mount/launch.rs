@@ -25,7 +25,7 @@ use crate::fetch::arriving::Arriving;
 use crate::fetch::{Fetcher, Urgency, Wanted};
 use crate::package::descriptor::LaunchRef;
 use crate::package::launch::{BodyDecoder, LAUNCH_INDEX_MAX_BYTES, LaunchEntry, hash_prefix, parse_index};
-use crate::package::tree::PageAddress;
+use crate::package::tree::PageTreeKind;
 use crate::package::{Hash, NodeId, block};
 
 /// Blocks that may wait for the disk: when it is slower than the line, the line waits.
@@ -346,6 +346,8 @@ async fn bring(mount: Weak<Mount>, fetcher: Arc<Fetcher>, of: LaunchRef, stream:
         Err(Stop::Abandoned) => return,
         Err(Stop::Singly(from)) => {
             mount.launch.enter(LaunchPhase::Completing);
+            // What came after that is counted when it is looked at again.
+            mount.launch.counters.here.store(from as u64, Ordering::Relaxed);
             complete(&mount, from).await
         }
         Err(Stop::Failed(error)) => {
@@ -391,10 +393,15 @@ impl Mount {
     fn entries_of(&self, of: &LaunchRef, index: &[u8], whence: &str) -> Result<Vec<LaunchEntry>> {
         let entries = parse_index(index, whence)?;
         let tree = &self.descriptor.tree;
+        let roots = [PageTreeKind::Nodes, PageTreeKind::Extents].map(|kind| self.layout.root(kind));
         let fits = |entry: &LaunchEntry| match entry {
-            LaunchEntry::Page(PageAddress { number, offset, sum }) => {
-                let end = offset.checked_add(u64::from(sum.stored));
-                *number < self.layout.pages() && end.is_some_and(|end| end <= tree.bytes)
+            LaunchEntry::Page(page) => {
+                let end = page.offset.checked_add(u64::from(page.sum.stored));
+                // Two versions of one root are the same.
+                let mut roots = roots.iter().flatten().map(|(root, _)| root);
+                page.number < self.layout.pages()
+                    && end.is_some_and(|end| end <= tree.bytes)
+                    && roots.all(|root| root.number != page.number || root == page)
             }
             LaunchEntry::Block { node, .. } => node.0 <= self.totals.nodes,
         };
@@ -424,12 +431,12 @@ async fn receive(
     let whence = object.to_string();
     fetcher.count_request();
     let read = fetcher.backend().read_range(&object, 0..of.bytes, ReadOptions::default());
-    let mut pieces = fetcher.within(&object, read).await.map_err(Stop::Failed)?;
+    let mut pieces = unless_gone(mount, fetcher.within(&object, read)).await?;
     let mut head = BytesMut::new();
     let mut worker: Option<Worker> = None;
     loop {
         let asked = Instant::now();
-        let Some(piece) = fetcher.within(&object, pieces.try_next()).await.map_err(Stop::Failed)? else { break };
+        let Some(piece) = unless_gone(mount, fetcher.within(&object, pieces.try_next())).await? else { break };
         let waited = asked.elapsed();
         fetcher.count_bytes(piece.len() as u64);
         let Some(alive) = mount.upgrade() else { return Err(Stop::Abandoned) };
@@ -462,6 +469,16 @@ async fn receive(
     }
 }
 
+/// Waits for a step of a transfer, or for the end of the mount that it is for.
+async fn unless_gone<T>(mount: &Weak<Mount>, step: impl Future<Output = Result<T>>) -> std::result::Result<T, Stop> {
+    let mut phase = mount.upgrade().ok_or(Stop::Abandoned)?.launch_phase();
+    let gone = async { while phase.changed().await.is_ok() {} };
+    tokio::select! {
+        step = step => step.map_err(Stop::Failed),
+        () = gone => Err(Stop::Abandoned),
+    }
+}
+
 fn read_index(mount: &Mount, of: &LaunchRef, stored: &Bytes, whence: &str) -> Result<Arc<Vec<LaunchEntry>>> {
     let bytes =
         block::decode(stored, of.index.length as usize, &of.index.hash, LAUNCH_INDEX_MAX_BYTES, &|| whence.to_owned())?;
@@ -491,7 +508,8 @@ impl Worker {
             let mount = mount.clone();
             tokio::task::spawn_blocking(move || keep_blocks(&mount, &to_keep))
         };
-        let decode = Decode { mount, fetcher, entries, stream, keep, next: 0, probing: true, fresh: 0, repeated: 0 };
+        let (next, missing, probing, fresh, repeated) = (0, None, true, 0, 0);
+        let decode = Decode { mount, fetcher, entries, stream, keep, next, missing, probing, fresh, repeated };
         let decoder = tokio::task::spawn_blocking(move || decode.run(queue, &whence));
         let ended = tokio::spawn(async move {
             let outcome = decoder.await.unwrap_or(Err(Stop::Failed(Error::Cancelled)));
@@ -515,6 +533,8 @@ struct Decode {
     stream: Arc<Arriving>,
     keep: SyncSender<ToKeep>,
     next: usize,
+    /// The first entry that did not come as it should be.
+    missing: Option<usize>,
     /// Whether it is still to be found out if most of it is here.
     probing: bool,
     /// Bytes that were not here, and bytes that were.
@@ -531,17 +551,22 @@ impl Decode {
             let fed = decoder.feed(&piece, &mut |index, bytes| self.entry(&mount, index, &entries[index], bytes));
             if let Err(error) = fed {
                 tracing::warn!(%error, "a launch stream came damaged; its blocks are fetched singly");
-                return Err(Stop::Singly(self.next));
+                return Err(Stop::Singly(self.whole_until()));
             }
             if self.probing && self.fresh + self.repeated >= PROBE_BYTES {
                 self.probing = false;
                 if self.repeated * 10 > (self.fresh + self.repeated) * 7 {
-                    return Err(Stop::Singly(self.next));
+                    return Err(Stop::Singly(self.whole_until()));
                 }
             }
         }
-        // What broke off is told by the stream; what is merely short, here.
-        if self.next < entries.len() { Err(Stop::Singly(self.next)) } else { Ok(()) }
+        // What broke off is told by the stream; what is merely short or damaged here and there, here.
+        if self.whole_until() < entries.len() { Err(Stop::Singly(self.whole_until())) } else { Ok(()) }
+    }
+
+    /// All entries before this one came as they should be.
+    fn whole_until(&self) -> usize {
+        self.missing.unwrap_or(self.next)
     }
 
     fn entry(&mut self, mount: &Arc<Mount>, index: usize, entry: &LaunchEntry, bytes: Bytes) {
@@ -554,6 +579,8 @@ impl Decode {
                 let stored = good && self.fetcher.keep(&mount.pages.wanted(address), &bytes);
                 if good {
                     counters.here.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    self.missing.get_or_insert(index);
                 }
                 self.fetcher.stream_brought(&self.stream, index, good.then_some((hash, &bytes)), !stored)
             }
@@ -561,6 +588,7 @@ impl Decode {
                 let place = mount.place_of(&mut Held::default(), entry).ok().flatten();
                 let Some(place) = place.filter(|place| place.hash == hash) else {
                     // Whoever waits knows the hash from the tree, and is served if it is that.
+                    self.missing.get_or_insert(index);
                     self.fetcher.stream_brought(&self.stream, index, Some((hash, &bytes)), false);
                     return;
                 };
@@ -620,6 +648,7 @@ async fn complete(mount: &Arc<Mount>, first: usize) -> LaunchPhase {
 
 async fn complete_some(mount: Weak<Mount>, entries: Arc<Vec<LaunchEntry>>, chunk: Range<usize>) -> bool {
     let mut wanted = Vec::new();
+    let mut whole = true;
     for entry in &entries[chunk] {
         let Some(mount) = mount.upgrade() else { return false };
         match *entry {
@@ -628,7 +657,8 @@ async fn complete_some(mount: Weak<Mount>, entries: Arc<Vec<LaunchEntry>>, chunk
                 let entry = *entry;
                 match mount.answer(move |this, held| this.place_of(held, &entry)).wait().await {
                     Ok(Some(place)) => wanted.push((Some((node, offset)), place)),
-                    Ok(None) => {}
+                    // The tree has no such block.
+                    Ok(None) => whole = false,
                     Err(_) => return false,
                 }
             }
@@ -643,5 +673,5 @@ async fn complete_some(mount: Weak<Mount>, entries: Arc<Vec<LaunchEntry>>, chunk
             mount.launch.tell_arrival(*node, *offset, block);
         }
     }
-    true
+    whole
 }

@@ -123,7 +123,9 @@ impl Pages for Reader<'_> {
         let store = self.store;
         let at = u64::from(address.number) * PAGE_MAX_BYTES as u64;
         let sum = &address.sum;
-        match store.cache.on_disk(&store.blob, at, sum.length, &sum.hash) {
+        let local = store.cache.on_disk(&store.blob, at, sum.length, &sum.hash);
+        // Memory has what a launch stream brought and the disk did not take.
+        match local.or_else(|| store.cache.in_memory(&sum.hash)) {
             Some(bytes) => {
                 let page = Page::parse(bytes, &|| format!("the tree page {}", sum.hash)).map_err(Miss::Failed)?;
                 let page = Arc::new(page);

@@ -3,3 +3,4 @@
 mod accounting;
 mod damage;
 mod faults;
+mod launch;

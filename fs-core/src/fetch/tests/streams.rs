@@ -84,6 +84,7 @@ async fn a_stream_that_ends_breaks_or_stalls_leaves_nobody_waiting() {
     assert!(bench.fetcher.stream_brought(&stream, 0, None, true), "somebody waited for what came damaged");
     assert_eq!(came(damaged).await.1, Source::Origin);
     assert_eq!(came(stalled).await.1, Source::Origin, "it was looked after");
+    assert!(!bench.bring(&stream, 1, 1), "it goes on, too late");
     let ended = bench.ask(2..3);
     bench.waiting(&stream, 1).await;
     bench.fetcher.stream_over(&stream);
@@ -102,4 +103,24 @@ async fn a_block_of_another_hash_than_the_waiting_one_s_is_not_handed_out() {
     bench.waiting(&stream, 1).await;
     assert!(bench.bring(&stream, 0, 1));
     assert_eq!(came(asked).await, (bench.block(0).to_vec(), Source::Origin));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_first_waits_for_a_stream_that_stalls() {
+    // Every read of a launch waited anew for a stream that had long stopped.
+    let bench = Bench::new(8, LONG);
+    bench.open();
+    let stream = bench.stream();
+    bench.fetcher.stream_ordered(&stream, &bench.entries(0..6));
+    assert_eq!(came(bench.ask(0..1)).await.1, Source::Origin, "it waited in vain");
+    let begun = tokio::time::Instant::now();
+    assert_eq!(came(bench.ask(1..2)).await.1, Source::Origin);
+    assert_eq!(begun.elapsed(), Duration::ZERO, "nobody waits any more");
+    // Once it goes on, it is waited for again.
+    assert!(!bench.bring(&stream, 0, 0));
+    let waits = bench.ask(2..3);
+    bench.waiting(&stream, 1).await;
+    assert!(!bench.bring(&stream, 1, 1) && bench.bring(&stream, 2, 2));
+    assert_eq!(came(waits).await.1, Source::LaunchStream);
+    assert_eq!(bench.log.count(), 2);
 }
