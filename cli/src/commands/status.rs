@@ -166,6 +166,9 @@ fn in_words(mount: &MountStatus) -> String {
     if let Some(count) = mount.statistics.get("bytes_fetched").and_then(Value::as_u64) {
         parts.push(format!("{} fetched", report::bytes(count)));
     }
+    if let Some(rate) = mount.statistics.pointer("/launch/hit_rate").and_then(Value::as_f64) {
+        parts.push(format!("{:.0} % of what its launch read in the launch set", rate * 100.0));
+    }
     if mount.statistics.pointer("/prefetch/learned_ranges").and_then(Value::as_u64).is_some_and(|n| n > 0) {
         parts.push("helped by what earlier launches read".to_owned());
     }

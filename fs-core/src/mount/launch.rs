@@ -3,43 +3,40 @@
 //! Nothing waits for a launch stream but what it is about to bring. Its first entries are the pages that mounting
 //! itself needs, so a mount with a launch set costs no request more.
 
+mod known;
+mod stream;
+
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
-use futures::{StreamExt as _, TryStreamExt as _};
+use bytes::Bytes;
+use futures::StreamExt as _;
 use parking_lot::RwLock;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use self::known::Known;
+use self::stream::{Stop, receive};
 use super::pages::Held;
 use super::{Mount, Need};
-use crate::backend::ReadOptions;
 use crate::cache::Blob;
 use crate::error::{Error, Result};
 use crate::fetch::arriving::Arriving;
 use crate::fetch::{Fetcher, Urgency, Wanted};
 use crate::package::descriptor::LaunchRef;
-use crate::package::launch::{BodyDecoder, LAUNCH_INDEX_MAX_BYTES, LaunchEntry, hash_prefix, parse_index};
+use crate::package::launch::{LaunchEntry, hash_prefix, parse_index};
 use crate::package::tree::PageTreeKind;
-use crate::package::{Hash, NodeId, block};
+use crate::package::{Hash, NodeId};
 
-/// Blocks that may wait for the disk: when it is slower than the line, the line waits.
-const WAITING_FOR_DISK_MAX: usize = 256;
-/// Pieces of the stream that may wait to be decoded.
-const PIECES_WAITING_MAX: usize = 64;
 /// Entries that are looked at to tell whether most of a launch set is on this machine.
 const SAMPLES: usize = 48;
 /// How many such groups are under way.
 const CHUNKS_AT_ONCE: usize = 4;
 /// Entries asked for together when a launch set is brought by single ranges.
 const ENTRIES_AT_ONCE: usize = 64;
-/// After so much of a stream, what was here before is weighed against what was not.
-const PROBE_BYTES: u64 = 2 << 20;
 
 /// Somebody who wants the blocks of the launch set as they come, verified: an adapter that hands them to the system
 /// before anybody reads them. Called from the stream's own thread, which it may hold up only briefly.
@@ -73,7 +70,7 @@ pub enum LaunchPhase {
     Completing,
     /// All of it is on this machine.
     Complete,
-    /// It could not be had whole. Reads fetch what they need by themselves.
+    /// It could not be had whole, or was of no use. Reads fetch what they need by themselves.
     Failed,
 }
 
@@ -85,7 +82,7 @@ impl LaunchPhase {
 }
 
 /// Counters of a mount's launch set.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct LaunchStatistics {
     /// Its name; empty if there is none.
     pub name: String,
@@ -103,6 +100,14 @@ pub struct LaunchStatistics {
     pub entries_waited_for: u64,
     /// Uncompressed bytes that came although they were here.
     pub bytes_repeated: u64,
+    /// Bytes of its blocks that were read, or handed to the system when their file was opened, uncompressed.
+    pub bytes_used: u64,
+    /// Bytes of its blocks that were not: when the launch is over, this was wasted.
+    pub bytes_unused: u64,
+    /// Bytes that were read before the launch was over and are not in the set.
+    pub bytes_outside: u64,
+    /// Part of what the launch read that was in the set, from 0 to 1; none before anything was read.
+    pub hit_rate: Option<f64>,
 }
 
 #[derive(Debug, Default)]
@@ -116,21 +121,13 @@ struct Counters {
 /// The launch set of one mount.
 #[derive(Debug)]
 pub(super) struct LaunchState {
-    set: RwLock<Option<Known>>,
+    set: RwLock<Option<Arc<Known>>>,
     /// Parts of files that launches read, known otherwise.
     learned: RwLock<HashMap<NodeId, Vec<Range<u64>>>>,
     receivers: RwLock<Vec<ReceiverRef>>,
     phase: watch::Sender<LaunchPhase>,
     over: AtomicBool,
     counters: Counters,
-}
-
-#[derive(Debug, Clone)]
-struct Known {
-    of: LaunchRef,
-    entries: Arc<Vec<LaunchEntry>>,
-    /// Blocks by file, in order of position.
-    pieces: Arc<HashMap<NodeId, Vec<Range<u64>>>>,
 }
 
 struct ReceiverRef(Weak<dyn Arrivals>);
@@ -156,16 +153,19 @@ impl Default for LaunchState {
 
 impl LaunchState {
     fn learn(&self, of: &LaunchRef, entries: Vec<LaunchEntry>) -> Arc<Vec<LaunchEntry>> {
-        let mut pieces: HashMap<NodeId, Vec<Range<u64>>> = HashMap::new();
-        for entry in &entries {
-            if let LaunchEntry::Block { node, offset, length, .. } = entry {
-                pieces.entry(*node).or_default().push(*offset..*offset + u64::from(*length));
-            }
-        }
-        pieces.values_mut().for_each(|ranges| ranges.sort_by_key(|range| range.start));
-        let entries = Arc::new(entries);
-        *self.set.write() = Some(Known { of: of.clone(), entries: entries.clone(), pieces: Arc::new(pieces) });
+        let known = Arc::new(Known::new(of.clone(), entries));
+        let entries = known.entries.clone();
+        *self.set.write() = Some(known);
         entries
+    }
+
+    fn known(&self) -> Option<Arc<Known>> {
+        self.set.read().clone()
+    }
+
+    /// What is known of the set, until the launch is over.
+    fn known_while_it_lasts(&self) -> Option<Arc<Known>> {
+        if self.over.load(Ordering::Relaxed) { None } else { self.known() }
     }
 
     fn tell_arrival(&self, node: NodeId, offset: u64, block: &Bytes) {
@@ -181,24 +181,6 @@ impl LaunchState {
     }
 }
 
-/// A block on its way to the disk.
-struct ToKeep {
-    node: NodeId,
-    offset: u64,
-    blob: Arc<Blob>,
-    hash: Hash,
-    block: Bytes,
-}
-
-/// Why a stream ended before its end.
-enum Stop {
-    Failed(Error),
-    /// It is damaged, or nearly all of it was here already: from this entry on it is better fetched singly.
-    Singly(usize),
-    /// The mount is gone.
-    Abandoned,
-}
-
 impl Mount {
     /// Gives `receiver` the blocks of the launch set that come from now on, for as long as it lives.
     pub fn send_arrivals_to(&self, receiver: &Arc<dyn Arrivals>) {
@@ -209,8 +191,7 @@ impl Mount {
 
     /// Parts of the file `node` that starting the application reads, by position; empty if none is known.
     pub fn launch_pieces(&self, node: NodeId) -> Vec<Range<u64>> {
-        let set = self.launch.set.read();
-        let published = set.as_ref().and_then(|set| set.pieces.get(&node).cloned());
+        let published = self.launch.known().and_then(|set| set.ranges(node).map(<[_]>::to_vec));
         published.or_else(|| self.launch.learned.read().get(&node).cloned()).unwrap_or_default()
     }
 
@@ -233,21 +214,22 @@ impl Mount {
     /// Whether the launch set names a part of `range`: what follows that is known better than by guessing, until the
     /// launch is over.
     pub(super) fn launch_reads(&self, node: NodeId, range: &Range<u64>) -> bool {
-        if self.launch.over.load(Ordering::Relaxed) {
-            return false;
+        self.launch.known_while_it_lasts().is_some_and(|set| set.touches(node, range))
+    }
+
+    /// Notes that `range` was read, or handed to the system before anybody read it.
+    pub(super) fn launch_used(&self, node: NodeId, range: &Range<u64>) {
+        if let Some(set) = self.launch.known_while_it_lasts() {
+            set.used(node, range);
         }
-        let set = self.launch.set.read();
-        let Some(pieces) = set.as_ref().and_then(|set| set.pieces.get(&node)) else { return false };
-        let first = pieces.partition_point(|piece| piece.end <= range.start);
-        pieces.get(first).is_some_and(|piece| piece.start < range.end)
     }
 
     /// Whether the files that the launch set names parts of are wholly on this machine, as far as can be told without
     /// reading them: then reading more of them than the launch does costs nothing.
     pub fn launch_files_are_here(&self) -> bool {
-        let Some(pieces) = self.launch.set.read().as_ref().map(|set| set.pieces.clone()) else { return false };
-        pieces.keys().all(|node| {
-            let file = self.file(&mut Held::default(), *node);
+        let Some(set) = self.launch.known() else { return false };
+        set.files().all(|node| {
+            let file = self.file(&mut Held::default(), node);
             file.is_ok_and(|file| file.blob.present_bytes() >= file.allocated)
         })
     }
@@ -266,7 +248,8 @@ impl Mount {
     pub fn launch_statistics(&self) -> LaunchStatistics {
         let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let c = &self.launch.counters;
-        let set = self.launch.set.read();
+        let set = self.launch.known();
+        let (used, all, outside) = set.as_ref().map(|set| set.usage()).unwrap_or_default();
         LaunchStatistics {
             name: set.as_ref().map(|set| set.of.name.clone()).unwrap_or_default(),
             phase: *self.launch.phase.borrow(),
@@ -276,6 +259,10 @@ impl Mount {
             entries_here: get(&c.here),
             entries_waited_for: get(&c.waited_for),
             bytes_repeated: get(&c.repeated),
+            bytes_used: used,
+            bytes_unused: all - used,
+            bytes_outside: outside,
+            hit_rate: (used + outside > 0).then(|| used as f64 / (used + outside) as f64),
         }
     }
 
@@ -344,6 +331,14 @@ async fn bring(mount: Weak<Mount>, fetcher: Arc<Fetcher>, of: LaunchRef, stream:
     let phase = match outcome {
         Ok(()) => LaunchPhase::Complete,
         Err(Stop::Abandoned) => return,
+        Err(Stop::Wrong) => {
+            tracing::info!(
+                set = of.name,
+                "what is read of {} is not in its launch set, which is left alone",
+                mount.identity.package_key()
+            );
+            LaunchPhase::Failed
+        }
         Err(Stop::Singly(from)) => {
             mount.launch.enter(LaunchPhase::Completing);
             // What came after that is counted when it is looked at again.
@@ -420,216 +415,9 @@ impl Mount {
     }
 }
 
-/// Streams the launch object.
-async fn receive(
-    mount: &Weak<Mount>,
-    fetcher: &Arc<Fetcher>,
-    of: &LaunchRef,
-    stream: &Arc<Arriving>,
-) -> std::result::Result<(), Stop> {
-    let object = of.path();
-    let whence = object.to_string();
-    fetcher.count_request();
-    let read = fetcher.backend().read_range(&object, 0..of.bytes, ReadOptions::default());
-    let mut pieces = unless_gone(mount, fetcher.within(&object, read)).await?;
-    let mut head = BytesMut::new();
-    let mut worker: Option<Worker> = None;
-    loop {
-        let asked = Instant::now();
-        let Some(piece) = unless_gone(mount, fetcher.within(&object, pieces.try_next())).await? else { break };
-        let waited = asked.elapsed();
-        fetcher.count_bytes(piece.len() as u64);
-        let Some(alive) = mount.upgrade() else { return Err(Stop::Abandoned) };
-        alive.launch.counters.bytes_received.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        let body = match &worker {
-            Some(_) => piece,
-            None => {
-                head.extend_from_slice(&piece);
-                if head.len() < of.index.stored as usize {
-                    continue;
-                }
-                let index = head.split_to(of.index.stored as usize).freeze();
-                let entries = read_index(&alive, of, &index, &whence).map_err(Stop::Failed)?;
-                fetcher.stream_ordered(stream, &entries);
-                worker = Some(Worker::start(mount.clone(), fetcher.clone(), entries, stream.clone(), whence.clone()));
-                std::mem::take(&mut head).freeze()
-            }
-        };
-        drop(alive);
-        if let Some(worker) = &worker
-            && worker.pieces.send(body).await.is_err()
-        {
-            break;
-        }
-        fetcher.give_way(waited).await;
-    }
-    match worker {
-        Some(worker) => worker.finish().await,
-        None => Err(Stop::Failed(Error::damaged(whence, "it is shorter than its index"))),
-    }
-}
-
-/// Waits for a step of a transfer, or for the end of the mount that it is for.
-async fn unless_gone<T>(mount: &Weak<Mount>, step: impl Future<Output = Result<T>>) -> std::result::Result<T, Stop> {
-    let mut phase = mount.upgrade().ok_or(Stop::Abandoned)?.launch_phase();
-    let gone = async { while phase.changed().await.is_ok() {} };
-    tokio::select! {
-        step = step => step.map_err(Stop::Failed),
-        () = gone => Err(Stop::Abandoned),
-    }
-}
-
-fn read_index(mount: &Mount, of: &LaunchRef, stored: &Bytes, whence: &str) -> Result<Arc<Vec<LaunchEntry>>> {
-    let bytes =
-        block::decode(stored, of.index.length as usize, &of.index.hash, LAUNCH_INDEX_MAX_BYTES, &|| whence.to_owned())?;
-    let entries = mount.entries_of(of, &bytes, whence)?;
-    // Failing to keep it costs a request at the next launch.
-    mount.fetcher.cache().store(&index_blob(mount, of), 0, &of.index.hash, &bytes);
-    Ok(mount.launch.learn(of, entries))
-}
-
-/// The threads behind a stream: one decodes, verifies and hands out, the other writes to disk.
-struct Worker {
-    pieces: tokio::sync::mpsc::Sender<Bytes>,
-    ended: tokio::task::JoinHandle<std::result::Result<(), Stop>>,
-}
-
-impl Worker {
-    fn start(
-        mount: Weak<Mount>,
-        fetcher: Arc<Fetcher>,
-        entries: Arc<Vec<LaunchEntry>>,
-        stream: Arc<Arriving>,
-        whence: String,
-    ) -> Self {
-        let (pieces, queue) = tokio::sync::mpsc::channel(PIECES_WAITING_MAX);
-        let (keep, to_keep) = sync_channel(WAITING_FOR_DISK_MAX);
-        let keeper = {
-            let mount = mount.clone();
-            tokio::task::spawn_blocking(move || keep_blocks(&mount, &to_keep))
-        };
-        let (next, missing, probing, fresh, repeated) = (0, None, true, 0, 0);
-        let decode = Decode { mount, fetcher, entries, stream, keep, next, missing, probing, fresh, repeated };
-        let decoder = tokio::task::spawn_blocking(move || decode.run(queue, &whence));
-        let ended = tokio::spawn(async move {
-            let outcome = decoder.await.unwrap_or(Err(Stop::Failed(Error::Cancelled)));
-            // The decoder has closed its end.
-            let _ = keeper.await;
-            outcome
-        });
-        Self { pieces, ended }
-    }
-
-    async fn finish(self) -> std::result::Result<(), Stop> {
-        drop(self.pieces);
-        self.ended.await.unwrap_or(Err(Stop::Failed(Error::Cancelled)))
-    }
-}
-
-struct Decode {
-    mount: Weak<Mount>,
-    fetcher: Arc<Fetcher>,
-    entries: Arc<Vec<LaunchEntry>>,
-    stream: Arc<Arriving>,
-    keep: SyncSender<ToKeep>,
-    next: usize,
-    /// The first entry that did not come as it should be.
-    missing: Option<usize>,
-    /// Whether it is still to be found out if most of it is here.
-    probing: bool,
-    /// Bytes that were not here, and bytes that were.
-    fresh: u64,
-    repeated: u64,
-}
-
-impl Decode {
-    fn run(mut self, mut queue: tokio::sync::mpsc::Receiver<Bytes>, whence: &str) -> std::result::Result<(), Stop> {
-        let mut decoder = BodyDecoder::new(&self.entries, whence).map_err(Stop::Failed)?;
-        let entries = self.entries.clone();
-        while let Some(piece) = queue.blocking_recv() {
-            let Some(mount) = self.mount.upgrade() else { return Err(Stop::Abandoned) };
-            let fed = decoder.feed(&piece, &mut |index, bytes| self.entry(&mount, index, &entries[index], bytes));
-            if let Err(error) = fed {
-                tracing::warn!(%error, "a launch stream came damaged; its blocks are fetched singly");
-                return Err(Stop::Singly(self.whole_until()));
-            }
-            if self.probing && self.fresh + self.repeated >= PROBE_BYTES {
-                self.probing = false;
-                if self.repeated * 10 > (self.fresh + self.repeated) * 7 {
-                    return Err(Stop::Singly(self.whole_until()));
-                }
-            }
-        }
-        // What broke off is told by the stream; what is merely short or damaged here and there, here.
-        if self.whole_until() < entries.len() { Err(Stop::Singly(self.whole_until())) } else { Ok(()) }
-    }
-
-    /// All entries before this one came as they should be.
-    fn whole_until(&self) -> usize {
-        self.missing.unwrap_or(self.next)
-    }
-
-    fn entry(&mut self, mount: &Arc<Mount>, index: usize, entry: &LaunchEntry, bytes: Bytes) {
-        self.next = index + 1;
-        let counters = &mount.launch.counters;
-        let hash = Hash::of(&bytes);
-        let waited = match entry {
-            LaunchEntry::Page(address) => {
-                let good = hash == address.sum.hash;
-                let stored = good && self.fetcher.keep(&mount.pages.wanted(address), &bytes);
-                if good {
-                    counters.here.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    self.missing.get_or_insert(index);
-                }
-                self.fetcher.stream_brought(&self.stream, index, good.then_some((hash, &bytes)), !stored)
-            }
-            LaunchEntry::Block { node, offset, .. } => {
-                let place = mount.place_of(&mut Held::default(), entry).ok().flatten();
-                let Some(place) = place.filter(|place| place.hash == hash) else {
-                    // Whoever waits knows the hash from the tree, and is served if it is that.
-                    self.missing.get_or_insert(index);
-                    self.fetcher.stream_brought(&self.stream, index, Some((hash, &bytes)), false);
-                    return;
-                };
-                let waited = self.fetcher.stream_brought(&self.stream, index, Some((hash, &bytes)), true);
-                if let Some((blob, offset_in_blob)) = place.home {
-                    debug_assert_eq!(offset_in_blob, *offset);
-                    let length = bytes.len() as u64;
-                    // Looking for copies in other files costs as much as storing one.
-                    let known = match self.probing {
-                        true => self.fetcher.cache().on_disk(&blob, *offset, length as u32, &hash).is_some(),
-                        false => blob.is_verified(&(*offset..*offset + length)),
-                    };
-                    *(if known { &mut self.repeated } else { &mut self.fresh }) += length;
-                    if known {
-                        counters.repeated.fetch_add(length, Ordering::Relaxed);
-                    }
-                    let to_keep = ToKeep { node: *node, offset: *offset, blob, hash, block: bytes };
-                    // The keeper ends only with this thread.
-                    let _ = self.keep.send(to_keep);
-                }
-                waited
-            }
-        };
-        if waited {
-            counters.waited_for.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-fn keep_blocks(mount: &Weak<Mount>, queue: &Receiver<ToKeep>) {
-    while let Ok(ToKeep { node, offset, blob, hash, block }) = queue.recv() {
-        let Some(mount) = mount.upgrade() else { return };
-        mount.launch.tell_arrival(node, offset, &block);
-        mount.fetcher.cache().store(&blob, offset, &hash, &block);
-        mount.launch.counters.here.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
 /// Brings entries singly, from `first` on, those on this machine from its disk.
 async fn complete(mount: &Arc<Mount>, first: usize) -> LaunchPhase {
-    let Some(entries) = mount.launch.set.read().as_ref().map(|set| set.entries.clone()) else {
+    let Some(entries) = mount.launch.known().map(|set| set.entries.clone()) else {
         return LaunchPhase::Failed;
     };
     let weak = Arc::downgrade(mount);

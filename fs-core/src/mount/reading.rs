@@ -54,25 +54,34 @@ impl Mount {
         self.read_ahead(id, offset, length);
         match answer {
             Answer::Ready(result) => {
-                self.metrics.read(&result, true);
+                self.count_read(id, offset, &result, true);
                 Answer::Ready(result)
             }
             Answer::Later(fetching) => {
                 let this = self.clone();
                 Answer::Later(Box::pin(async move {
                     let result = fetching.await;
-                    this.metrics.read(&result, false);
+                    this.count_read(id, offset, &result, false);
                     result
                 }))
             }
         }
     }
 
+    fn count_read(&self, id: NodeId, offset: u64, result: &Result<Bytes>, at_once: bool) {
+        self.metrics.read(result, at_once);
+        if let Ok(bytes) = result {
+            self.launch_used(id, &(offset..offset + bytes.len() as u64));
+        }
+    }
+
     /// The bytes of `range` of the file `id`, as far as the file goes, if all of them are on this machine. Never fetches
-    /// anything, and tells nobody: whoever looks ahead of a program is not the program.
+    /// anything, and tells no observer: whoever looks ahead of a program is not the program.
     pub fn peek(&self, id: NodeId, range: Range<u64>) -> Option<Bytes> {
         let length = usize::try_from(range.end.checked_sub(range.start)?).ok()?;
-        self.read_now(&mut Held::default(), id, range.start, length).ok()
+        let bytes = self.read_now(&mut Held::default(), id, range.start, length).ok()?;
+        self.launch_used(id, &(range.start..range.start + bytes.len() as u64));
+        Some(bytes)
     }
 
     fn read_now(&self, held: &mut Held, id: NodeId, offset: u64, length: usize) -> Result<Bytes, Need> {

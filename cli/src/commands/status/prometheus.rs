@@ -33,7 +33,7 @@ fn escaped(value: &str) -> String {
 }
 
 /// Plain counters: name, kind, help, and where in a mount's statistics it stands.
-const PLAIN: [(&str, &str, &str, &str); 18] = [
+const PLAIN: [(&str, &str, &str, &str); 22] = [
     ("streamfs_reads_total", "counter", "Reads of file content.", "/reads"),
     ("streamfs_reads_local_total", "counter", "Reads that were answered without waiting.", "/reads_local"),
     ("streamfs_read_bytes_total", "counter", "Bytes of file content read.", "/bytes_read"),
@@ -59,6 +59,30 @@ const PLAIN: [(&str, &str, &str, &str); 18] = [
         "counter",
         "Uncompressed bytes of the launch set that came although they were here.",
         "/launch/bytes_repeated",
+    ),
+    (
+        "streamfs_launch_used_bytes",
+        "gauge",
+        "Bytes of the launch set that were read, or handed to the system at the opening of their file.",
+        "/launch/bytes_used",
+    ),
+    (
+        "streamfs_launch_unused_bytes",
+        "gauge",
+        "Bytes of the launch set that were not; wasted when the launch is over.",
+        "/launch/bytes_unused",
+    ),
+    (
+        "streamfs_launch_outside_bytes",
+        "gauge",
+        "Bytes that a launch read and that are not in its launch set.",
+        "/launch/bytes_outside",
+    ),
+    (
+        "streamfs_prefetch_bytes_total",
+        "counter",
+        "Stored bytes brought unasked without a launch set.",
+        "/prefetch/bytes",
     ),
     ("streamfs_revoked", "gauge", "1 if the version was withdrawn by its publisher.", "/revoked"),
     ("streamfs_newer_available", "gauge", "1 if a remount would show a newer version.", "/newer"),

@@ -44,8 +44,8 @@ impl Hot {
                 reads.push((node, range));
             }
         }
-        let mut hot = Self::default();
-        hot.files = ranges.into_iter().map(|(node, ranges)| (node, ranges.iter().collect())).collect();
+        let files = ranges.into_iter().map(|(node, ranges)| (node, ranges.iter().collect())).collect();
+        let mut hot = Self { files, order: Vec::new() };
         let mut seen = HashSet::new();
         for (node, range) in reads {
             let stretches = &hot.files[&node];
