@@ -255,6 +255,15 @@ impl<T: Tree> Adapter<T> {
     }
 }
 
+impl<T: Tree> Shared<T> {
+    /// Gives the kernel what is here of the parts `due` of a file, and lets those go on who open it.
+    fn push_and_open(&self, id: NodeId, due: &[Range<u64>], reply: ReplyOpen) {
+        self.pushing.push(&self.tree, id, due);
+        let waited = self.opens.pushed(id);
+        [reply].into_iter().chain(waited).for_each(opened);
+    }
+}
+
 fn opened(reply: ReplyOpen) {
     reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
 }
@@ -335,11 +344,17 @@ impl<T: Tree> Filesystem for Adapter<T> {
         let register = |reply: &ReplyOpen, file: &File| reply.open_backing(file);
         match opens.open(id, reply, || tree.complete_file(id), register, wants_push) {
             Opening::Cached(reply) => opened(reply),
-            Opening::PushFirst(reply) => {
-                pushing.push(tree, id, &due);
-                let waited = opens.pushed(id);
-                [reply].into_iter().chain(waited).for_each(opened);
-            }
+            Opening::PushFirst(reply) => match tree.launch_arriving(id) {
+                None => self.shared.push_and_open(id, &due, reply),
+                Some(arriving) => {
+                    let shared = self.shared.clone();
+                    self.runtime.spawn(async move {
+                        arriving.await;
+                        // It reads files. When the runtime ends, so does the mount.
+                        let _ = tokio::task::spawn_blocking(move || shared.push_and_open(id, &due, reply)).await;
+                    });
+                }
+            },
             Opening::Kept => {}
             // The kernel refuses KEEP_CACHE here: passthrough has no cache of this mount's.
             Opening::Passthrough(reply, backing) => {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use fs_core::mount::{Answer, DirEntry, Identity, Mount, Node, Totals};
 use fs_core::package::NodeId;
+use futures::future::BoxFuture;
 
 /// The methods of [`Mount`] that the adapter uses, with the same meanings.
 pub(crate) trait Tree: Send + Sync + 'static {
@@ -23,6 +24,7 @@ pub(crate) trait Tree: Send + Sync + 'static {
     fn complete_file(self: &Arc<Self>, id: NodeId) -> Option<File>;
     fn peek(self: &Arc<Self>, id: NodeId, range: Range<u64>) -> Option<Bytes>;
     fn launch_pieces(&self, id: NodeId) -> Vec<Range<u64>>;
+    fn launch_arriving(&self, id: NodeId) -> Option<BoxFuture<'static, ()>>;
     fn has_launch_set(&self) -> bool;
     fn totals(&self) -> Totals;
     fn identity(&self) -> &Identity;
@@ -75,6 +77,10 @@ impl Tree for Mount {
 
     fn launch_pieces(&self, id: NodeId) -> Vec<Range<u64>> {
         Mount::launch_pieces(self, id)
+    }
+
+    fn launch_arriving(&self, id: NodeId) -> Option<BoxFuture<'static, ()>> {
+        Mount::launch_arriving(self, id)
     }
 
     fn has_launch_set(&self) -> bool {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{Claim, Fetcher, Source};
@@ -36,6 +37,8 @@ const CHECK_EVERY: Duration = Duration::from_millis(50);
 pub(crate) struct Arriving {
     begun: Instant,
     state: Mutex<State>,
+    /// Entries that have come; no more can when it is over.
+    came: watch::Sender<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +82,17 @@ enum Outlook {
     Fetch,
 }
 
+impl Order {
+    /// When `entry` comes, if `next` entries came while it has been `flowing`.
+    fn expected(&self, next: usize, entry: usize, flowing: Duration) -> Duration {
+        let came = next.checked_sub(1).map_or(0, |last| self.ends[last]);
+        let far = self.ends[entry].saturating_sub(came);
+        // At the average rate so far; before anything came, only what stands at the very beginning is near.
+        let rate = (came.max(64 << 10) as f64) / flowing.max(Duration::from_millis(1)).as_secs_f64();
+        Duration::try_from_secs_f64(far as f64 / rate).unwrap_or(Duration::MAX)
+    }
+}
+
 impl State {
     fn outlook(&mut self, age: Duration, hash: &Hash) -> Outlook {
         if self.over {
@@ -101,30 +115,32 @@ impl State {
         if self.stalled {
             return Outlook::Fetch;
         }
-        let came = self.next.checked_sub(1).map_or(0, |last| order.ends[last]);
-        let far = order.ends[entry] - came;
-        // At the average rate so far; before anything came, only what stands at the very beginning is near.
-        let flowing = age.saturating_sub(self.ordered_after).max(Duration::from_millis(1));
-        let rate = (came.max(64 << 10) as f64) / flowing.as_secs_f64();
-        let expected = Duration::try_from_secs_f64(far as f64 / rate).unwrap_or(Duration::MAX);
+        let expected = order.expected(self.next, entry, age.saturating_sub(self.ordered_after));
         self.expected += 1;
         let right = self.unexpected * RIGHT_OF <= self.expected + RIGHT_OF;
         let near = expected <= self.ordered_after * 2 + if right { NEAR_WHILE_RIGHT } else { NEAR };
-        tracing::trace!(
-            entry,
-            next = self.next,
-            far,
-            ?expected,
-            near,
-            "a block that the launch stream brings is wanted"
-        );
+        tracing::trace!(entry, next = self.next, ?expected, near, "a block that the launch stream brings is wanted");
         if near { Outlook::Wait { entry: Some(entry), patience: expected * 2 + GRACE } } else { Outlook::Fetch }
     }
 }
 
 impl Arriving {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { begun: Instant::now(), state: Mutex::default() })
+        Arc::new(Self { begun: Instant::now(), state: Mutex::default(), came: watch::Sender::new(0) })
+    }
+
+    /// When `entry` is expected to have come; `None` if it has, or never will.
+    pub(crate) fn expected(&self, entry: usize) -> Option<Duration> {
+        let state = self.state.lock();
+        let order = state.order.as_ref().filter(|_| !state.over && !state.stalled && entry >= state.next)?;
+        Some(order.expected(state.next, entry, self.begun.elapsed().saturating_sub(state.ordered_after)))
+    }
+
+    /// Waits until `entry` has come, or nothing comes any more, but no longer than `patience`.
+    pub(crate) async fn came(&self, entry: usize, patience: Duration) {
+        let mut came = self.came.subscribe();
+        // Whoever waits reads by itself what did not come.
+        let _ = tokio::time::timeout(patience, came.wait_for(|came| *came > entry)).await;
     }
 
     /// Takes the claims that are worth waiting for here and gives back the others, those which came already apart.
@@ -170,6 +186,7 @@ impl Arriving {
         let mut state = self.state.lock();
         state.next = index + 1;
         state.stalled = false;
+        self.came.send_replace(index + 1);
         let mut met = Vec::new();
         let mut i = 0;
         while i < state.waiting.len() {
@@ -199,6 +216,7 @@ impl Arriving {
     fn end(&self) -> Vec<Claim> {
         let mut state = self.state.lock();
         state.over = true;
+        self.came.send_replace(usize::MAX);
         std::mem::take(&mut state.waiting).into_iter().map(|w| w.claim).collect()
     }
 

@@ -10,10 +10,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -35,6 +36,12 @@ use crate::package::{Hash, NodeId};
 const SAMPLES: usize = 48;
 /// How many such groups are under way.
 const CHUNKS_AT_ONCE: usize = 4;
+/// Asking for a page that is here takes about as long, once through the kernel, while the machine has other things to do.
+const ASKING_PER_PAGE: Duration = Duration::from_micros(80);
+/// Unit in which systems ask for what they map.
+const PAGE_BYTES: u64 = 4096;
+/// Whoever opens a file will read it at once: so long a wait costs nothing.
+const NEAR_AT_OPEN: Duration = Duration::from_millis(50);
 /// Entries asked for together when a launch set is brought by single ranges.
 const ENTRIES_AT_ONCE: usize = 64;
 
@@ -125,6 +132,8 @@ pub(super) struct LaunchState {
     /// Parts of files that launches read, known otherwise.
     learned: RwLock<HashMap<NodeId, Vec<Range<u64>>>>,
     receivers: RwLock<Vec<ReceiverRef>>,
+    /// What brings it now.
+    stream: RwLock<Weak<Arriving>>,
     phase: watch::Sender<LaunchPhase>,
     over: AtomicBool,
     counters: Counters,
@@ -144,6 +153,7 @@ impl Default for LaunchState {
             set: RwLock::default(),
             learned: RwLock::default(),
             receivers: RwLock::default(),
+            stream: RwLock::default(),
             phase: watch::Sender::new(LaunchPhase::None),
             over: AtomicBool::new(false),
             counters: Counters::default(),
@@ -224,6 +234,19 @@ impl Mount {
         }
     }
 
+    /// Waits for what the launch stream brings of the file `node`, where that takes less time than asking for it page by
+    /// page afterwards; `None` if it does not, or nothing more comes.
+    pub fn launch_arriving(&self, node: NodeId) -> Option<BoxFuture<'static, ()>> {
+        let (last, bytes) = self.launch.known_while_it_lasts()?.last_of(node)?;
+        let stream = self.launch.stream.read().upgrade()?;
+        let expected = stream.expected(last)?;
+        let pages = u32::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(u32::MAX);
+        let worth = NEAR_AT_OPEN + ASKING_PER_PAGE.saturating_mul(pages);
+        tracing::trace!(node = node.0, bytes, ?expected, ?worth, "a file is opened that the launch stream is bringing");
+        (expected <= worth)
+            .then(|| -> BoxFuture<'static, ()> { Box::pin(async move { stream.came(last, worth * 2).await }) })
+    }
+
     /// Whether the files that the launch set names parts of are wholly on this machine, as far as can be told without
     /// reading them: then reading more of them than the launch does costs nothing.
     pub fn launch_files_are_here(&self) -> bool {
@@ -298,6 +321,7 @@ impl Mount {
             // Known before anything else is asked for: those who ask wait for it rather than fetch by themselves.
             let stream = Arriving::new();
             self.fetcher.expect(&stream);
+            *self.launch.stream.write() = Arc::downgrade(&stream);
             let work = bring(Arc::downgrade(self), self.fetcher.clone(), of.clone(), stream);
             self.fetcher.runtime().spawn(work);
         }

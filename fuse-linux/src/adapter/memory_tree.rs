@@ -11,6 +11,7 @@ use bytes::Bytes;
 use fs_core::mount::{Answer, DirEntry, Identity, Node, Totals};
 use fs_core::package::{NodeId, NodeKind};
 use fs_core::{Error, Result};
+use futures::future::BoxFuture;
 
 use crate::tree::Tree;
 
@@ -216,6 +217,10 @@ impl Tree for MemoryTree {
 
     fn launch_pieces(&self, id: NodeId) -> Vec<Range<u64>> {
         self.pieces.get(&id).cloned().unwrap_or_default()
+    }
+
+    fn launch_arriving(&self, _: NodeId) -> Option<BoxFuture<'static, ()>> {
+        None
     }
 
     fn has_launch_set(&self) -> bool {

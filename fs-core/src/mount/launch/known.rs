@@ -29,6 +29,8 @@ pub(super) struct Known {
 struct Blocks {
     ranges: Vec<Range<u64>>,
     used: Vec<AtomicBool>,
+    /// Number of the entry that is the last of them.
+    last_entry: usize,
 }
 
 impl Blocks {
@@ -43,9 +45,11 @@ impl Blocks {
 impl Known {
     pub(super) fn new(of: LaunchRef, entries: Vec<LaunchEntry>) -> Self {
         let mut files: HashMap<NodeId, Blocks> = HashMap::new();
-        for entry in &entries {
+        for (number, entry) in entries.iter().enumerate() {
             if let LaunchEntry::Block { node, offset, length, .. } = entry {
-                files.entry(*node).or_default().ranges.push(*offset..*offset + u64::from(*length));
+                let blocks = files.entry(*node).or_default();
+                blocks.ranges.push(*offset..*offset + u64::from(*length));
+                blocks.last_entry = number;
             }
         }
         for blocks in files.values_mut() {
@@ -64,6 +68,12 @@ impl Known {
     /// Parts of the file `node` that are in the set, by position.
     pub(super) fn ranges(&self, node: NodeId) -> Option<&[Range<u64>]> {
         self.files.get(&node).map(|blocks| &blocks.ranges[..])
+    }
+
+    /// The last entry of the set that is of the file `node`, and how many bytes of the file are in the set.
+    pub(super) fn last_of(&self, node: NodeId) -> Option<(usize, u64)> {
+        let blocks = self.files.get(&node)?;
+        Some((blocks.last_entry, blocks.ranges.iter().map(|range| range.end - range.start).sum()))
     }
 
     /// Whether the set has a part of `range`.
