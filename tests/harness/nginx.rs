@@ -216,6 +216,8 @@ impl Nginx {
         if self.scheme == Scheme::Https {
             let _ =
                 writeln!(text, "ssl_certificate {0}/leaf.pem;\nssl_certificate_key {0}/leaf.key;", folder.display());
+            // Debian's does not by itself what later ones do.
+            text.push_str("ssl_protocols TLSv1.2 TLSv1.3;\n");
         }
         if options.list_folders {
             text.push_str("autoindex on;\nautoindex_exact_size on;\n");

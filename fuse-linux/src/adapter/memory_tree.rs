@@ -12,6 +12,7 @@ use fs_core::mount::{Answer, DirEntry, Identity, Node, Totals};
 use fs_core::package::{NodeId, NodeKind};
 use fs_core::{Error, Result};
 use futures::future::BoxFuture;
+use tokio::sync::watch;
 
 use crate::tree::Tree;
 
@@ -29,6 +30,8 @@ pub(crate) struct MemoryTree {
     pub(crate) pieces: BTreeMap<NodeId, Vec<Range<u64>>>,
     /// Looked ahead: what was asked for.
     pub(crate) peeks: AtomicU64,
+    /// Files that are arriving until this is true, and what is not here before.
+    pub(crate) arriving: BTreeMap<NodeId, watch::Sender<bool>>,
 }
 
 struct Entry {
@@ -57,6 +60,7 @@ impl MemoryTree {
             lookups: AtomicU64::new(0),
             pieces: BTreeMap::new(),
             peeks: AtomicU64::new(0),
+            arriving: BTreeMap::new(),
         };
         tree.push(NodeId::ROOT, NodeKind::Directory, Bytes::new(), 0o755);
         tree
@@ -208,7 +212,8 @@ impl Tree for MemoryTree {
 
     fn peek(self: &Arc<Self>, id: NodeId, range: Range<u64>) -> Option<Bytes> {
         self.peeks.fetch_add(1, Ordering::Relaxed);
-        if self.away.load(Ordering::Relaxed) || self.later.load(Ordering::Relaxed) {
+        let still_arriving = self.arriving.get(&id).is_some_and(|here| !*here.borrow());
+        if still_arriving || self.away.load(Ordering::Relaxed) || self.later.load(Ordering::Relaxed) {
             return None;
         }
         let content = &self.entry(id).ok()?.content;
@@ -219,8 +224,9 @@ impl Tree for MemoryTree {
         self.pieces.get(&id).cloned().unwrap_or_default()
     }
 
-    fn launch_arriving(&self, _: NodeId) -> Option<BoxFuture<'static, ()>> {
-        None
+    fn launch_arriving(&self, id: NodeId) -> Option<BoxFuture<'static, ()>> {
+        let mut here = self.arriving.get(&id)?.subscribe();
+        Some(Box::pin(async move { here.wait_for(|here| *here).await.map(drop).expect("the tree is there") }))
     }
 
     fn has_launch_set(&self) -> bool {

@@ -42,6 +42,57 @@ fn what_was_pushed_is_not_asked_for() {
     assert_eq!(statistics.requests["open"], 6);
 }
 
+/// What the launch stream brings soon is waited for, by all who open the file, and by nobody else.
+#[test]
+fn opening_waits_for_what_is_arriving() {
+    let mut tree = MemoryTree::new("1.0");
+    let content = content(300_001);
+    let id = tree.file(NodeId::ROOT, "file", content.clone());
+    tree.launch(id, 0..300_001);
+    tree.arriving.insert(id, tokio::sync::watch::Sender::new(false));
+    let other = tree.file(NodeId::ROOT, "other", "content");
+    tree.launch(other, 0..7);
+    let shown = Shown::new(tree, OpenPolicy::ZeroMessage);
+    let path = shown.path.join("file");
+    let read = || fs::read(&path).unwrap() == content;
+    std::thread::scope(|scope| {
+        let readers = [scope.spawn(read), scope.spawn(read), scope.spawn(read)];
+        while requests(&shown, "open") < 3 || shown.tree.arriving[&id].receiver_count() == 0 {
+            std::thread::yield_now();
+        }
+        assert_eq!(fs::read(shown.path.join("other")).unwrap(), b"content");
+        assert!(readers.iter().all(|reader| !reader.is_finished()), "they wait");
+        shown.tree.arriving[&id].send_replace(true);
+        assert!(readers.into_iter().all(|reader| reader.join().unwrap()));
+    });
+    assert_eq!(shown.tree.reads.load(Ordering::Relaxed), 0, "all of it was pushed");
+}
+
+/// A mount goes away under those who wait for a file to arrive that never does.
+#[test]
+fn unmounting_ends_waiting_opens() {
+    let mut tree = MemoryTree::new("1.0");
+    let id = tree.file(NodeId::ROOT, "file", "content");
+    tree.launch(id, 0..7);
+    tree.arriving.insert(id, tokio::sync::watch::Sender::new(false));
+    let shown = Shown::new(tree, OpenPolicy::ZeroMessage);
+    std::thread::scope(|scope| {
+        let path = shown.path.join("file");
+        let reader = scope.spawn(move || File::open(path));
+        while shown.tree.arriving[&id].receiver_count() == 0 {
+            std::thread::yield_now();
+        }
+        shown.mounter.unmount(&shown.mounted, true).unwrap();
+        shown.tree.arriving[&id].send_replace(true);
+        // Whether it was opened before the connection ended is chance.
+        drop(reader.join().unwrap());
+    });
+    shown.runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(20), shown.mounted.ended()).await.expect("it ends").unwrap();
+    });
+    shown.gone();
+}
+
 /// Mapped memory shows the rest of a file's last page: zeros, whatever was in that memory before.
 #[test]
 fn nothing_follows_the_end_of_a_pushed_file() {

@@ -124,3 +124,38 @@ async fn only_the_first_waits_for_a_stream_that_stalls() {
     assert_eq!(came(waits).await.1, Source::LaunchStream);
     assert_eq!(bench.log.count(), 2);
 }
+
+#[tokio::test(start_paused = true)]
+async fn when_an_entry_comes_follows_from_what_came() {
+    let bench = Bench::new(100, LONG);
+    let stream = bench.stream();
+    assert_eq!(stream.expected(9), None, "nobody knows the order");
+    bench.fetcher.stream_ordered(&stream, &bench.entries(0..100));
+    // Ten entries in a second, so the next twenty take two.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for i in 0..10 {
+        bench.bring(&stream, i, i as u64);
+    }
+    let expected = stream.expected(29).unwrap();
+    assert!(expected.abs_diff(Duration::from_secs(2)) < Duration::from_millis(100), "{expected:?}");
+    assert_eq!(stream.expected(9), None, "it came");
+
+    let begun = tokio::time::Instant::now();
+    stream.came(9, LONG).await;
+    assert_eq!(begun.elapsed(), Duration::ZERO);
+    stream.came(29, Duration::from_secs(3)).await;
+    assert_eq!(begun.elapsed(), Duration::from_secs(3), "no longer than that");
+    let waiting = tokio::spawn({
+        let stream = stream.clone();
+        async move { stream.came(29, LONG).await }
+    });
+    bench.bring(&stream, 29, 29);
+    waiting.await.unwrap();
+    let waiting = tokio::spawn({
+        let stream = stream.clone();
+        async move { stream.came(99, LONG).await }
+    });
+    bench.fetcher.stream_over(&stream);
+    waiting.await.unwrap();
+    assert_eq!((stream.expected(99), begun.elapsed()), (None, Duration::from_secs(3)));
+}
