@@ -216,9 +216,10 @@ impl Mount {
         }
     }
 
-    /// Whether a launch set is known: then what is read ahead of the application is known better than by guessing.
+    /// Whether a launch set is brought or was, or is known otherwise: then what is read ahead of the application is known
+    /// better than by guessing.
     pub fn has_launch_set(&self) -> bool {
-        !self.descriptor.launch.is_empty() || !self.launch.learned.read().is_empty()
+        *self.launch.phase.borrow() != LaunchPhase::None || !self.launch.learned.read().is_empty()
     }
 
     /// Whether the launch set names a part of `range`: what follows that is known better than by guessing, until the

@@ -49,7 +49,7 @@ const START_WITHIN: Duration = Duration::from_secs(3);
 /// After what was learned has been brought, so many must be missing before more is brought.
 const START_FILES_LEARNED: usize = 16;
 /// On a line with shorter round trips, waiting costs less than bringing what is not read.
-const FAR: Duration = Duration::from_millis(8);
+const FAR: Duration = Duration::from_millis(15);
 /// Reads that waited and were not looked at yet.
 const TOUCHED_MAX: usize = 1024;
 /// Nodes whose directories are remembered.
