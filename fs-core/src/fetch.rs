@@ -595,7 +595,8 @@ impl Fetcher {
     }
 }
 
-/// Groups claims, sorted by place, into runs of adjacent stored bytes.
+/// Groups claims, sorted by place, into runs of adjacent stored bytes. What somebody waits for and what not, and what is
+/// promoted by different requests, does not go together: a run waits for its turn as its first claim does.
 fn runs(claims: Vec<Claim>) -> Vec<Vec<Claim>> {
     let mut all: Vec<Vec<Claim>> = Vec::new();
     let mut run_bytes = 0;
@@ -606,6 +607,8 @@ fn runs(claims: Vec<Claim>) -> Vec<Vec<Claim>> {
             before.wanted.object == claim.wanted.object
                 && before.wanted.offset + u64::from(before.wanted.stored) == claim.wanted.offset
                 && run_bytes + stored <= longest
+                && (Arc::ptr_eq(&before.promoted, &claim.promoted)
+                    || (before.urgency == Urgency::Demand && claim.urgency == Urgency::Demand))
         });
         match all.last_mut() {
             Some(run) if follows => {

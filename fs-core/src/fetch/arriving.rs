@@ -27,6 +27,8 @@ const NEAR: Duration = Duration::from_millis(100);
 const NEAR_WHILE_RIGHT: Duration = Duration::from_secs(2);
 /// The stream is right while no more than one of so many wanted blocks is not in it; the first few count for it.
 const RIGHT_OF: u32 = 8;
+/// A stream that took longer than this to begin is no measure of a round trip.
+const BEGINNING_MAX: Duration = Duration::from_secs(1);
 /// Waiting this much longer than twice the expected time means that the stream has become slower.
 const GRACE: Duration = Duration::from_millis(200);
 /// How often those who wait are looked after.
@@ -86,7 +88,8 @@ impl Order {
     /// When `entry` comes, if `next` entries came while it has been `flowing`.
     fn expected(&self, next: usize, entry: usize, flowing: Duration) -> Duration {
         let came = next.checked_sub(1).map_or(0, |last| self.ends[last]);
-        let far = self.ends[entry].saturating_sub(came);
+        // Another launch set's stream may have fewer entries: what it does not have never comes.
+        let Some(far) = self.ends.get(entry).map(|end| end.saturating_sub(came)) else { return Duration::MAX };
         // At the average rate so far; before anything came, only what stands at the very beginning is near.
         let rate = (came.max(64 << 10) as f64) / flowing.max(Duration::from_millis(1)).as_secs_f64();
         Duration::try_from_secs_f64(far as f64 / rate).unwrap_or(Duration::MAX)
@@ -118,7 +121,7 @@ impl State {
         let expected = order.expected(self.next, entry, age.saturating_sub(self.ordered_after));
         self.expected += 1;
         let right = self.unexpected * RIGHT_OF <= self.expected + RIGHT_OF;
-        let near = expected <= self.ordered_after * 2 + if right { NEAR_WHILE_RIGHT } else { NEAR };
+        let near = expected <= self.ordered_after.min(BEGINNING_MAX) * 2 + if right { NEAR_WHILE_RIGHT } else { NEAR };
         tracing::trace!(entry, next = self.next, ?expected, near, "a block that the launch stream brings is wanted");
         if near { Outlook::Wait { entry: Some(entry), patience: expected * 2 + GRACE } } else { Outlook::Fetch }
     }
@@ -199,14 +202,20 @@ impl Arriving {
         met
     }
 
-    /// Those who have waited too long.
+    /// Those who have waited too long; if there are any and the order is known, all who wait: it has stalled.
     fn overdue(&self) -> Vec<Claim> {
         let now = Instant::now();
         let mut state = self.state.lock();
+        if state.waiting.iter().all(|w| w.until > now) {
+            return Vec::new();
+        }
         let all = std::mem::take(&mut state.waiting);
-        let (late, waiting): (Vec<_>, Vec<_>) = all.into_iter().partition(|w| w.until <= now);
+        state.stalled |= state.order.is_some();
+        let (late, waiting) = match state.stalled {
+            true => (all, Vec::new()),
+            false => all.into_iter().partition(|w| w.until <= now),
+        };
         state.waiting = waiting;
-        state.stalled |= !late.is_empty() && state.order.is_some();
         for w in &late {
             tracing::trace!(entry = w.entry, next = state.next, "the launch stream is slower than expected");
         }

@@ -377,6 +377,8 @@ async fn open_once(
 ) -> Result<Arc<Mount>> {
     let _opening = package.opening.lock().await;
     if let Some(mount) = package.mounted(record) {
+        // Who opened it may have wanted none.
+        mount.start_launch(launch)?;
         return Ok(mount);
     }
     let mount = open_soon(location, package, loaded, record, launch, |_| {}).await?;

@@ -42,6 +42,8 @@ const ASKING_PER_PAGE: Duration = Duration::from_micros(80);
 const PAGE_BYTES: u64 = 4096;
 /// Whoever opens a file will read it at once: so long a wait costs nothing.
 const NEAR_AT_OPEN: Duration = Duration::from_millis(50);
+/// Nobody who opens a file is held longer.
+const AT_OPEN_MAX: Duration = Duration::from_secs(3);
 /// Entries asked for together when a launch set is brought by single ranges.
 const ENTRIES_AT_ONCE: usize = 64;
 
@@ -242,7 +244,7 @@ impl Mount {
         let stream = self.launch.stream.read().upgrade()?;
         let expected = stream.expected(last)?;
         let pages = u32::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(u32::MAX);
-        let worth = NEAR_AT_OPEN + ASKING_PER_PAGE.saturating_mul(pages);
+        let worth = (NEAR_AT_OPEN + ASKING_PER_PAGE.saturating_mul(pages)).min(AT_OPEN_MAX / 2);
         tracing::trace!(node = node.0, bytes, ?expected, ?worth, "a file is opened that the launch stream is bringing");
         (expected <= worth)
             .then(|| -> BoxFuture<'static, ()> { Box::pin(async move { stream.came(last, worth * 2).await }) })
@@ -352,29 +354,21 @@ async fn bring(mount: Weak<Mount>, fetcher: Arc<Fetcher>, of: LaunchRef, stream:
         Some(_) | None => receive(&mount, &fetcher, &of, &stream).await,
     };
     fetcher.stream_over(&stream);
-    let Some(mount) = mount.upgrade() else { return };
+    let Some(package) = mount.upgrade().map(|mount| mount.identity.package_key()) else { return };
     let phase = match outcome {
         Ok(()) => LaunchPhase::Complete,
         Err(Stop::Abandoned) => return,
         Err(Stop::Wrong) => {
-            tracing::info!(
-                set = of.name,
-                "what is read of {} is not in its launch set, which is left alone",
-                mount.identity.package_key()
-            );
+            tracing::info!(set = of.name, "what is read of {package} is not in its launch set, which is left alone");
             LaunchPhase::Failed
         }
-        Err(Stop::Singly(from)) => {
-            mount.launch.enter(LaunchPhase::Completing);
-            // What came after that is counted when it is looked at again.
-            mount.launch.counters.here.store(from as u64, Ordering::Relaxed);
-            complete(&mount, from).await
-        }
+        Err(Stop::Singly(from)) => complete(&mount, from).await,
         Err(Stop::Failed(error)) => {
-            tracing::warn!(set = of.name, %error, "the launch set of {} cannot be had; reads go on without it", mount.identity.package_key());
+            tracing::warn!(set = of.name, %error, "the launch set of {package} cannot be had; reads go on without it");
             LaunchPhase::Failed
         }
     };
+    let Some(mount) = mount.upgrade() else { return };
     tracing::debug!(set = of.name, ?phase, ms = begun.elapsed().as_millis() as u64, "launch set brought");
     mount.launch.enter(phase);
 }
@@ -441,15 +435,18 @@ impl Mount {
 }
 
 /// Brings entries singly, from `first` on, those on this machine from its disk.
-async fn complete(mount: &Arc<Mount>, first: usize) -> LaunchPhase {
-    let Some(entries) = mount.launch.known().map(|set| set.entries.clone()) else {
-        return LaunchPhase::Failed;
-    };
-    let weak = Arc::downgrade(mount);
+async fn complete(mount: &Weak<Mount>, first: usize) -> LaunchPhase {
+    let known = mount.upgrade().and_then(|mount| {
+        mount.launch.enter(LaunchPhase::Completing);
+        // What came after that is counted when it is looked at again.
+        mount.launch.counters.here.store(first as u64, Ordering::Relaxed);
+        mount.launch.known()
+    });
+    let Some(entries) = known.map(|set| set.entries.clone()) else { return LaunchPhase::Failed };
     let chunks = (first..entries.len()).step_by(ENTRIES_AT_ONCE);
     let work = chunks.map(|start| {
         let chunk = start..(start + ENTRIES_AT_ONCE).min(entries.len());
-        complete_some(weak.clone(), entries.clone(), chunk)
+        complete_some(mount.clone(), entries.clone(), chunk)
     });
     let mut done = futures::stream::iter(work).buffered(CHUNKS_AT_ONCE);
     let mut whole = true;
@@ -477,9 +474,11 @@ async fn complete_some(mount: Weak<Mount>, entries: Arc<Vec<LaunchEntry>>, chunk
             }
         }
     }
-    let Some(mount) = mount.upgrade() else { return false };
+    let Some(fetcher) = mount.upgrade().map(|mount| mount.fetcher.clone()) else { return false };
     let (places, wanted): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
-    let Ok(blocks) = mount.fetcher.get(wanted, Urgency::Background).await else { return false };
+    // A mount that goes away meanwhile is not kept for this.
+    let Ok(blocks) = fetcher.get(wanted, Urgency::Background).await else { return false };
+    let Some(mount) = mount.upgrade() else { return false };
     for (place, block) in places.iter().zip(&blocks) {
         mount.launch.counters.here.fetch_add(1, Ordering::Relaxed);
         if let Some((node, offset)) = place {

@@ -159,3 +159,19 @@ async fn when_an_entry_comes_follows_from_what_came() {
     waiting.await.unwrap();
     assert_eq!((stream.expected(99), begun.elapsed()), (None, Duration::from_secs(3)));
 }
+
+/// Both were given back together, became one range that waited until nobody waits, and so for itself.
+#[tokio::test]
+async fn who_waits_is_not_tied_to_background_work_when_a_stream_ends() {
+    let bench = Bench::new(8, LONG);
+    bench.open();
+    let stream = bench.stream();
+    let (fetcher, wanted) = (bench.fetcher.clone(), bench.wanted(0..2));
+    let background = tokio::spawn(async move { fetcher.get_with_source(wanted, Urgency::Background).await });
+    bench.waiting(&stream, 2).await;
+    let demand = bench.ask(2..4);
+    bench.waiting(&stream, 4).await;
+    bench.fetcher.stream_over(&stream);
+    assert_eq!(came(demand).await, (bench.content[2 * BLOCK as usize..4 * BLOCK as usize].to_vec(), Source::Origin));
+    assert_eq!(came(background).await.1, Source::Origin);
+}

@@ -54,6 +54,8 @@ impl Known {
         }
         for blocks in files.values_mut() {
             blocks.ranges.sort_by_key(|range| range.start);
+            // Blocks of a file are disjoint; an index that says otherwise is wrong, and brings what the tree knows.
+            blocks.ranges.dedup_by(|next, before| next.start < before.end);
             blocks.used.resize_with(blocks.ranges.len(), AtomicBool::default);
         }
         let (used_bytes, outside_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -142,6 +144,14 @@ mod tests {
         assert_eq!(known.usage(), (210, 210, 90));
         known.used(NodeId(4), &(7..10));
         assert_eq!(known.usage(), (210, 210, 93));
+    }
+
+    #[test]
+    fn blocks_that_overlap_are_counted_once() {
+        let known = known(&[(2, 0..100), (2, 0..100), (2, 10..20), (2, 100..110)]);
+        assert_eq!(known.ranges(NodeId(2)).unwrap(), [0..100, 100..110]);
+        known.used(NodeId(2), &(50..105));
+        assert_eq!(known.usage(), (110, 110, 0));
     }
 
     #[test]
