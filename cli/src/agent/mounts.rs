@@ -127,6 +127,7 @@ impl LiveMount {
 
 /// Tells the adapter when nothing that is near a launch's reads must be fetched any more, and when the launch is over.
 fn follow_launch(runtime: &Handle, mount: Arc<Mount>, mounted: Mounted) {
+    mount.launch_begins();
     runtime.spawn(async move {
         let launch = async {
             let mut phase = mount.launch_phase();

@@ -260,6 +260,12 @@ impl Mount {
         })
     }
 
+    /// Tells that the application is about to start: until [`Self::launch_is_over`], what is read is what the launch set
+    /// says.
+    pub fn launch_begins(&self) {
+        self.launch.over.store(false, Ordering::Relaxed);
+    }
+
     /// Tells that the launch is over: from now on what is read is no longer what the launch set says.
     pub fn launch_is_over(&self) {
         self.launch.over.store(true, Ordering::Relaxed);
@@ -319,7 +325,6 @@ impl Mount {
             start
         });
         if started {
-            self.launch.over.store(false, Ordering::Relaxed);
             self.launch.counters.here.store(0, Ordering::Relaxed);
             // Known before anything else is asked for: those who ask wait for it rather than fetch by themselves.
             let stream = Arriving::new();

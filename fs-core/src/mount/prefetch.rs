@@ -32,7 +32,7 @@ use super::Mount;
 use super::learn::{LearnedSets, Learner};
 use super::observe::{Observed, Observer, Operation};
 pub use crate::config::Prefetch;
-use crate::fetch::{Source, Urgency, Wanted};
+use crate::fetch::{Fetcher, Source, Urgency, Wanted};
 use crate::package::NodeId;
 
 /// Bytes of a version that one launch may bring without being asked, unless told otherwise: more than any launch
@@ -245,13 +245,12 @@ pub(super) fn begin(mount: &Arc<Mount>, policy: PrefetchPolicy, learned: &Arc<Le
 /// Brings what was learned, then helps launches as they are noticed.
 async fn attend(mount: Weak<Mount>, assistance: Arc<Assistance>, learned: Arc<LearnedSets>) {
     let mut start_files = START_FILES;
-    if assistance.policy.learn
-        && let Some(mount) = mount.upgrade()
-    {
-        let ranges = learned.ranges(&mount.identity.package_key()).await;
-        if !ranges.is_empty() {
+    let package = mount.upgrade().map(|mount| mount.identity.package_key());
+    if let Some(package) = package.filter(|_| assistance.policy.learn) {
+        let ranges = learned.ranges(&package).await;
+        if let Some(run) = mount.upgrade().filter(|_| !ranges.is_empty()).map(|mount| Run::new(&mount, &assistance)) {
             start_files = START_FILES_LEARNED;
-            bring_learned(&mount, &assistance, ranges).await;
+            bring_learned(run, ranges).await;
         }
     }
     let mut recent: Vec<Touched> = Vec::new();
@@ -266,7 +265,9 @@ async fn attend(mount: Weak<Mount>, assistance: Arc<Assistance>, learned: Arc<Le
         let files: HashSet<NodeId> = recent.iter().map(|touched| touched.node).collect();
         if files.len() >= start_files || (start_files == START_FILES && is_program(&mount, &recent).await) {
             assistance.work.send_modify(|work| (work.launches, work.active) = (work.launches + 1, true));
-            let work = bring_near(&mount, &assistance, std::mem::take(&mut recent));
+            let run = Run::new(&mount, &assistance);
+            drop(mount);
+            let work = bring_near(run, std::mem::take(&mut recent));
             if let Err(error) = work.await {
                 tracing::debug!(%error, "a launch is left to itself");
             }
@@ -285,10 +286,11 @@ async fn is_program(mount: &Arc<Mount>, recent: &[Touched]) -> bool {
     false
 }
 
-async fn bring_learned(mount: &Arc<Mount>, assistance: &Assistance, ranges: Vec<PathRange>) {
+async fn bring_learned(mut run: Run<'_>, ranges: Vec<PathRange>) {
+    let assistance = run.assistance;
     assistance.learned_ranges.store(ranges.len() as u64, Ordering::Relaxed);
     assistance.work.send_modify(|work| work.active = true);
-    let mut run = Run::new(mount, assistance, Plan::new(mount.clone()).with_learned(ranges));
+    run.plan.add_learned(ranges);
     loop {
         let goes_on = run.fill().await;
         match run.under_way.next().await {
@@ -301,8 +303,8 @@ async fn bring_learned(mount: &Arc<Mount>, assistance: &Assistance, ranges: Vec<
 }
 
 /// Brings what stands near to what is read, until the reads pause.
-async fn bring_near(mount: &Arc<Mount>, assistance: &Assistance, first: Vec<Touched>) -> crate::Result<()> {
-    let mut run = Run::new(mount, assistance, Plan::new(mount.clone()));
+async fn bring_near(mut run: Run<'_>, first: Vec<Touched>) -> crate::Result<()> {
+    let assistance = run.assistance;
     run.take_in(first);
     let mut everything = false;
     let mut nothing_left = false;
@@ -336,7 +338,7 @@ type Done = (Instant, u64, crate::Result<bool>);
 
 /// Bringing pieces, as many at a time as the line carries.
 struct Run<'a> {
-    mount: &'a Arc<Mount>,
+    fetcher: Arc<Fetcher>,
     assistance: &'a Assistance,
     plan: Plan,
     window: Window,
@@ -347,10 +349,11 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(mount: &'a Arc<Mount>, assistance: &'a Assistance, plan: Plan) -> Self {
+    fn new(mount: &Arc<Mount>, assistance: &'a Assistance) -> Self {
         let budget_bytes = assistance.policy.budget_bytes;
+        let (fetcher, plan) = (mount.fetcher.clone(), Plan::new(mount));
         let (window, under_way) = (Window::new(), FuturesUnordered::new());
-        Self { mount, assistance, plan, window, under_way, under_way_bytes: 0, budget_bytes, failed: false }
+        Self { fetcher, assistance, plan, window, under_way, under_way_bytes: 0, budget_bytes, failed: false }
     }
 
     fn take_in(&mut self, touched: Vec<Touched>) {
@@ -371,7 +374,7 @@ impl<'a> Run<'a> {
     async fn fill(&mut self) -> crate::Result<bool> {
         while !self.is_spent() && self.under_way_bytes + PIECE_BYTES <= self.window.bytes() {
             // Uncompressed it is longer; four times is rare.
-            if self.mount.fetcher.cache().room_bytes() < self.under_way_bytes + 4 * PIECE_BYTES {
+            if self.fetcher.cache().room_bytes() < self.under_way_bytes + 4 * PIECE_BYTES {
                 tracing::debug!("the cache has no room for what was not asked for");
                 self.failed = true;
                 return Ok(false);
@@ -386,7 +389,7 @@ impl<'a> Run<'a> {
         let bytes: u64 = piece.iter().map(|w| u64::from(w.stored)).sum();
         self.budget_bytes = self.budget_bytes.saturating_sub(bytes);
         self.under_way_bytes += bytes;
-        let fetcher = self.mount.fetcher.clone();
+        let fetcher = self.fetcher.clone();
         let asked = Instant::now();
         let work = async move {
             let came = fetcher.get_with_source(piece, Urgency::Expected).await;

@@ -6,7 +6,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use futures::future::join_all;
 
@@ -54,7 +54,9 @@ enum Place {
 }
 
 pub(in crate::mount) struct Plan {
-    mount: Arc<Mount>,
+    /// Nobody's mount is kept for what nobody asked for.
+    mount: Weak<Mount>,
+    nodes: u64,
     places: Vec<Place>,
     /// Directories, and files by stretches, that were put on the stack.
     seen: HashSet<(NodeId, Option<u64>)>,
@@ -65,20 +67,20 @@ pub(in crate::mount) struct Plan {
 
 impl Plan {
     /// Nothing but the pages of a small tree, as a beginning.
-    pub(in crate::mount) fn new(mount: Arc<Mount>) -> Self {
+    pub(in crate::mount) fn new(mount: &Arc<Mount>) -> Self {
         let places = if mount.descriptor.tree.bytes <= TREE_MAX_BYTES { vec![Place::Tree] } else { Vec::new() };
-        Self { mount, places, seen: HashSet::new(), nodes_left: NODES_MAX, urgency: Urgency::Expected }
+        let (mount, nodes) = (Arc::downgrade(mount), mount.descriptor.totals.nodes);
+        Self { mount, nodes, places, seen: HashSet::new(), nodes_left: NODES_MAX, urgency: Urgency::Expected }
     }
 
     /// What earlier launches read, after the pages and before all else.
-    pub(in crate::mount) fn with_learned(mut self, ranges: Vec<PathRange>) -> Self {
+    pub(in crate::mount) fn add_learned(&mut self, ranges: Vec<PathRange>) {
         self.places.insert(0, Place::Learned(ranges.into()));
-        self
     }
 
     /// The rest of the version, after all else.
     pub(in crate::mount) fn add_everything(&mut self) {
-        self.places.insert(0, Place::Nodes(1..self.mount.descriptor.totals.nodes + 1));
+        self.places.insert(0, Place::Nodes(1..self.nodes + 1));
     }
 
     /// Somebody had to wait for `offset` of the file `node`, which is in the directory `dir`.
@@ -96,13 +98,13 @@ impl Plan {
         }
     }
 
-    /// The next piece of up to `most` stored bytes (one block at least); `None` if nothing is left.
+    /// The next piece of up to `most` stored bytes (one block at least); `None` if nothing is left, or the mount is gone.
     ///
     /// # Errors
     /// If pages that are needed to go on cannot be had.
     pub(in crate::mount) async fn next(&mut self, most: u64) -> Result<Option<Vec<Wanted>>> {
         loop {
-            let Some(place) = self.places.pop() else { return Ok(None) };
+            let (Some(mount), Some(place)) = (self.mount.upgrade(), self.places.pop()) else { return Ok(None) };
             match place {
                 Place::Ready(mut ready) => {
                     let piece = cut(&mut ready, most);
@@ -114,7 +116,7 @@ impl Plan {
                     }
                 }
                 Place::Tree => {
-                    let all = self.mount.answer_for(self.urgency, |this, held| this.all_pages(held)).await?;
+                    let all = mount.answer_for(self.urgency, |this, held| this.all_pages(held)).await?;
                     self.places.push(Place::Ready(all.into()));
                 }
                 Place::File(node, range) => {
@@ -125,14 +127,14 @@ impl Plan {
                         this.not_local(held, node, &(range.start..end))
                     };
                     // What is wrong with it, whoever reads it is told.
-                    let wanted = self.mount.answer_for(self.urgency, question).await.unwrap_or_default();
+                    let wanted = mount.answer_for(self.urgency, question).await.unwrap_or_default();
                     self.places.push(Place::Ready(wanted.into()));
                 }
                 Place::Directory { dir, around } => {
                     let question = move |this: &Mount, held: &mut Held| {
                         this.walk(held, |layout, pages| walk::directory(layout, pages, dir))
                     };
-                    let (first, children, _) = self.mount.answer_for(self.urgency, question).await?;
+                    let (first, children, _) = mount.answer_for(self.urgency, question).await?;
                     let end = first + children;
                     let from = if children <= DIRECTORY_NODES_MAX { first } else { around.0.clamp(first, end) };
                     self.places.push(Place::Nodes(from..end.min(from + DIRECTORY_NODES_MAX)));
@@ -145,7 +147,7 @@ impl Plan {
                     self.nodes_left -= end - nodes.start;
                     let now = nodes.start..end;
                     let question = move |this: &Mount, held: &mut Held| short_files(this, held, now.clone());
-                    let wanted = self.mount.answer_for(self.urgency, question).await?;
+                    let wanted = mount.answer_for(self.urgency, question).await?;
                     self.places.push(Place::Nodes(end..nodes.end));
                     self.places.push(Place::Ready(wanted.into()));
                 }
@@ -154,7 +156,7 @@ impl Plan {
                     if now.is_empty() {
                         continue;
                     }
-                    let wanted = join_all(now.into_iter().map(|range| learned(&self.mount, range))).await;
+                    let wanted = join_all(now.into_iter().map(|range| learned(&mount, range))).await;
                     self.places.push(Place::Learned(ranges));
                     self.places.push(Place::Ready(wanted.into_iter().flatten().collect()));
                 }

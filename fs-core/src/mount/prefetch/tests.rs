@@ -81,7 +81,8 @@ fn application(stage: &Stage) -> PathBuf {
 }
 
 fn policy() -> PrefetchPolicy {
-    PrefetchPolicy { learn: false, quiet: Duration::from_millis(300), ..PrefetchPolicy::default() }
+    // Long enough that a busy machine does not look like a pause.
+    PrefetchPolicy { learn: false, quiet: Duration::from_millis(1500), ..PrefetchPolicy::default() }
 }
 
 async fn distant(stage: &Stage, cache: &str, ms: u64) -> (Arc<Host>, Arc<Log>) {
@@ -108,8 +109,7 @@ async fn a_starting_program_gets_what_stands_beside_what_it_reads() {
     stage.publish(&application(&stage), "1");
     let (host, log) = stage.recorded("cache").await;
     let mount = stage.mount(&host, "1").await;
-    // A busy machine must not look like a pause.
-    host.help_launches(&mount, PrefetchPolicy { quiet: Duration::from_secs(2), ..policy() });
+    host.help_launches(&mount, policy());
     let waited = Arc::new(Waited::default());
     mount.watch(waited.clone());
     read(&mount, "bin/app").await;
@@ -170,7 +170,7 @@ async fn far_away_everything_comes_while_reads_go_on_and_no_longer() {
 async fn the_budget_is_kept() {
     let stage = Stage::new();
     stage.publish(&application(&stage), "1");
-    let (host, log) = distant(&stage, "cache", 10).await;
+    let (host, log) = distant(&stage, "cache", 30).await;
     let mount = stage.mount(&host, "1").await;
     let budget_bytes = 1 << 20;
     host.help_launches(&mount, PrefetchPolicy { budget_bytes, ..policy() });
@@ -255,4 +255,32 @@ async fn what_a_launch_read_is_there_for_the_next_one_also_of_the_next_version()
     let read = (300 << 10) + FILES.div_ceil(3) * FILE_BYTES;
     assert!(brought < read as u64 * 3 / 2, "{brought} bytes came for {read} that are read");
     assert!(mount.prefetch_statistics().learned_ranges > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mount_that_is_gone_is_not_kept_to_bring_what_was_learned() {
+    let stage = Stage::new();
+    stage.publish(&application(&stage), "1");
+    {
+        let (host, _) = stage.recorded("cache").await;
+        let mount = stage.mount(&host, "1").await;
+        host.help_launches(&mount, PrefetchPolicy { prefetch: Prefetch::None, learn: true, ..policy() });
+        start(&mount).await;
+        let mut learned = mount.assistance.get().unwrap().learned_now.subscribe();
+        tokio::time::timeout(DEADLINE, learned.wait_for(|l| *l)).await.unwrap().unwrap();
+        host.close().await;
+    }
+    fs::create_dir(stage.path("fresh")).unwrap();
+    fs::rename(stage.path("cache/learned"), stage.path("fresh/learned")).unwrap();
+    let (host, log) = distant(&stage, "fresh", 300).await;
+    let mount = stage.mount(&host, "1").await;
+    host.help_launches(&mount, PrefetchPolicy { learn: true, ..policy() });
+    let mut work = mount.assistance.get().unwrap().work.subscribe();
+    tokio::time::timeout(DEADLINE, work.wait_for(|work| work.active)).await.unwrap().unwrap();
+    drop(mount);
+    // What tells of the work goes with the mount and with those who do it.
+    let gone = async { while work.changed().await.is_ok() {} };
+    tokio::time::timeout(DEADLINE, gone).await.expect("nothing keeps it");
+    let read = (300 << 10) + FILES.div_ceil(3) * FILE_BYTES;
+    assert!(log.delivered_bytes() < read as u64, "it ended early");
 }
