@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use fs_core::fetch::FetchStatistics;
 use fs_core::mount::Mount;
 use fs_core::mount::launch::Arrivals;
 use fs_core::mount::observe::Observer;
@@ -22,6 +23,8 @@ const SAMPLE_EVERY: Duration = Duration::from_millis(20);
 pub(crate) struct Watching {
     recorder: Arc<Recorder>,
     mount: Weak<Mount>,
+    /// What had been fetched when watching began.
+    before: FetchStatistics,
     /// A mount knows its receivers only as long as somebody holds them.
     _arrivals: Arc<dyn Arrivals>,
 }
@@ -37,10 +40,11 @@ impl Watching {
         mount.watch(observer);
         let arrivals: Arc<dyn Arrivals> = recorder.clone();
         mount.send_arrivals_to(&arrivals);
+        let before = mount.statistics().fetches;
         if watch == Watch::Trace {
-            tokio::spawn(sample(recorder.clone(), Arc::downgrade(mount)));
+            tokio::spawn(sample(recorder.clone(), Arc::downgrade(mount), before));
         }
-        Arc::new(Self { recorder, mount: Arc::downgrade(mount), _arrivals: arrivals })
+        Arc::new(Self { recorder, mount: Arc::downgrade(mount), before, _arrivals: arrivals })
     }
 
     /// Writes what was seen so far into new files.
@@ -52,6 +56,8 @@ impl Watching {
     ) -> anyhow::Result<RecordedTotals> {
         let mount = self.mount.upgrade().context("the mount is gone")?;
         let recorder = self.recorder.clone();
+        // A launch may be shorter than the time between two samples.
+        recorder.sample(&mount.statistics().fetches, &self.before);
         let work = move || {
             if let Some(path) = profile {
                 let bytes = recorder.profile(&mount, &name).to_bytes();
@@ -76,11 +82,9 @@ fn write_new(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<
 }
 
 /// Notes now and then how much was fetched, until the mount is gone.
-async fn sample(recorder: Arc<Recorder>, mount: Weak<Mount>) {
-    let mut before = None;
+async fn sample(recorder: Arc<Recorder>, mount: Weak<Mount>, before: FetchStatistics) {
     while let Some(mount) = mount.upgrade() {
-        let now = mount.statistics().fetches;
-        recorder.sample(&now, before.get_or_insert(now));
+        recorder.sample(&mount.statistics().fetches, &before);
         drop(mount);
         tokio::time::sleep(SAMPLE_EVERY).await;
     }
