@@ -3,27 +3,17 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags};
-use tests::{Nginx, Streamfs, assert_same_tree};
+use tests::{Streamfs, assert_same_tree};
 
-use crate::{forget_pages, in_folder, noise, sample};
-
-fn published() -> (Streamfs, PathBuf, Nginx, String) {
-    let user = Streamfs::new();
-    let (source, content) = (user.folder("source"), user.folder("content"));
-    sample(&source);
-    user.publish(&source, &in_folder(&content, "app"), "1.0");
-    let server = Nginx::http(&content);
-    let location = format!("{}/app", server.url());
-    (user, source, server, location)
-}
+use crate::{forget_pages, in_folder, noise, sample, served_sample};
 
 /// `load`, then everything ends: the server is stopped, the agent killed. A new agent serves all from disk.
 #[test]
 fn a_loaded_version_needs_no_network() {
-    let (user, source, mut server, location) = published();
+    let (user, source, mut server, location) = served_sample();
     user.ok(["load", &location]);
     user.kill_agent();
     server.stop();
@@ -37,7 +27,7 @@ fn a_loaded_version_needs_no_network() {
 /// The server is there, but a loaded version does not ask it for one byte of content.
 #[test]
 fn a_loaded_version_asks_for_no_content() {
-    let (user, source, server, location) = published();
+    let (user, source, server, location) = served_sample();
     user.ok(["load", &location]);
     user.kill_agent();
     let mark = server.mark();
@@ -49,7 +39,7 @@ fn a_loaded_version_asks_for_no_content() {
 
 #[test]
 fn a_second_start_reads_from_disk() {
-    let (user, source, server, location) = published();
+    let (user, source, server, location) = served_sample();
     let mount = user.mount(&location, "mnt");
     assert_same_tree(&source, mount.path());
     mount.unmount();
@@ -114,7 +104,7 @@ impl Drop for SmallDisk {
 /// Someone removes the cache while it is in use.
 #[test]
 fn a_vanished_cache_folder_is_survived() {
-    let (user, source, _server, location) = published();
+    let (user, source, _server, location) = served_sample();
     let mount = user.mount(&location, "mnt");
     let mut start = [0; 100_000];
     File::open(mount.join("folder/large")).and_then(|mut f| f.read_exact(&mut start)).expect("reads");
@@ -126,7 +116,7 @@ fn a_vanished_cache_folder_is_survived() {
 /// Bits rot on disk: whatever file of the cache is damaged, no wrong byte is read after a restart.
 #[test]
 fn damage_in_the_cache_is_never_read() {
-    let (user, source, _server, location) = published();
+    let (user, source, _server, location) = served_sample();
     user.ok(["load", &location]);
     user.kill_agent();
     let mut damaged = 0;

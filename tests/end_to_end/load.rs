@@ -1,24 +1,13 @@
 //! Loads as their users see them: in the background of a mount, through the end of an agent, in `status`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::{Nginx, Streamfs, assert_same_tree, wait_for};
+use tests::{Streamfs, assert_same_tree, wait_for};
 
-use crate::{in_folder, sample};
+use crate::served_sample;
 
 const DEADLINE: Duration = Duration::from_secs(60);
-
-fn published() -> (Streamfs, PathBuf, Nginx, String) {
-    let user = Streamfs::new();
-    let (source, content) = (user.folder("source"), user.folder("content"));
-    sample(&source);
-    user.publish(&source, &in_folder(&content, "app"), "1.0");
-    let server = Nginx::http(&content);
-    let location = format!("{}/app", server.url());
-    (user, source, server, location)
-}
 
 /// What `status` says of the only load.
 fn load_status(user: &Streamfs) -> Value {
@@ -28,7 +17,7 @@ fn load_status(user: &Streamfs) -> Value {
 /// A load in the background of a mount outlives the agent, and what had come does not come again.
 #[test]
 fn a_killed_agent_leaves_its_load_to_the_next_one() {
-    let (user, source, server, location) = published();
+    let (user, source, server, location) = served_sample();
     let dir = user.folder("slow");
     let dir = dir.to_str().expect("a path of the test");
     user.ok(["mount", &location, dir, "--background-load", "--rate", "1M/s"]);
@@ -49,7 +38,7 @@ fn a_killed_agent_leaves_its_load_to_the_next_one() {
 /// Unmounting stops what was to be loaded while the version was mounted; `load` goes on with it.
 #[test]
 fn unmounting_stops_a_load_in_its_background() {
-    let (user, _, _server, location) = published();
+    let (user, _, _server, location) = served_sample();
     let dir = user.folder("slow");
     let dir = dir.to_str().expect("a path of the test");
     let _keeps_the_agent = user.mount(&location, "mnt");

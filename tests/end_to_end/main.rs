@@ -20,7 +20,9 @@ mod trust_state;
 mod upgrade;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use tests::{Nginx, Streamfs};
 
 /// A small tree with a bit of everything that reading tests need: `small`, `folder/large` (3 MB, incompressible),
 /// `text`, and a link.
@@ -30,6 +32,17 @@ fn sample(root: &Path) {
     fs::write(root.join("text"), "a line that repeats itself\n".repeat(20_000)).expect("a folder of the test");
     fs::write(root.join("folder/large"), noise(3_000_000, 7)).expect("a folder of the test");
     std::os::unix::fs::symlink("folder/large", root.join("link")).expect("a folder of the test");
+}
+
+/// A user, the sample's folder, a server with it published as `app` 1.0, and where to mount that from.
+fn served_sample() -> (Streamfs, PathBuf, Nginx, String) {
+    let user = Streamfs::new();
+    let (source, content) = (user.folder("source"), user.folder("content"));
+    sample(&source);
+    user.publish(&source, &in_folder(&content, "app"), "1.0");
+    let server = Nginx::http(&content);
+    let location = format!("{}/app", server.url());
+    (user, source, server, location)
 }
 
 /// Bytes that neither compress nor repeat; the same for the same seed.
