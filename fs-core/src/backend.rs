@@ -95,6 +95,24 @@ pub enum SmallRead {
     NotModified,
 }
 
+/// Answer to [`Backend::read_beginning`].
+pub enum Beginning {
+    /// The object as it is now.
+    Object {
+        /// Its first bytes: as many as had come when enough of them were there; all, if they never were.
+        front: Bytes,
+        /// What follows, up to its end, as it comes. Dropping it ends the transfer.
+        rest: ByteStream,
+        /// For the next conditional read, if the origin gives any.
+        validator: Option<Validator>,
+    },
+    /// Unchanged since the validator that was passed.
+    NotModified,
+}
+
+/// Whether these first bytes of an object are as many as its reader waits for.
+pub type Enough<'a> = &'a (dyn Fn(&[u8]) -> bool + Send + Sync);
+
 /// A way to read the stored objects of one package.
 #[async_trait]
 pub trait Backend: Send + Sync + fmt::Debug + 'static {
@@ -107,28 +125,47 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// `NotFound`, `Denied`, `Unreachable`, `TimedOut`, `BadAnswer`; from the call or from the stream.
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream>;
 
-    /// Reads a small object whole, unless it is unchanged since `known`.
+    /// Reads an object from its beginning, unless it is unchanged since `known`: returns as soon as what has come is
+    /// `enough`, and hands on what follows. That may break off; nobody tries again then but the caller.
     ///
     /// # Errors
-    /// As `read_range`, and `BadAnswer` if the object is longer than `limit_bytes`.
-    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead>;
+    /// As `read_range`, and `BadAnswer` if the object is longer than `limit_bytes`; from the call or from the stream.
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning>;
 
-    /// As [`Self::read_small`], for a caller that has something to fall back on: it takes `patience` at most, and a
+    /// As [`Self::read_beginning`], for a caller that has something to fall back on: it takes `patience` at most, and a
     /// backend that tries again does so only a few times.
     ///
     /// # Errors
-    /// As `read_small`.
-    async fn read_small_within(
+    /// As `read_beginning`.
+    async fn read_beginning_within(
         &self,
         patience: Duration,
         object: &ObjectPath,
         limit_bytes: u64,
         known: Option<&Validator>,
-    ) -> Result<SmallRead> {
-        let read = tokio::time::timeout(patience, self.read_small(object, limit_bytes, known)).await;
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
+        let read = tokio::time::timeout(patience, self.read_beginning(object, limit_bytes, known, enough)).await;
         read.unwrap_or_else(|_| {
             let (object, origin) = (object.to_string(), self.origin().to_owned());
             Err(Error::TimedOut { object, origin, after: patience })
+        })
+    }
+
+    /// Reads a small object whole, unless it is unchanged since `known`.
+    ///
+    /// # Errors
+    /// As `read_beginning`.
+    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+        Ok(match self.read_beginning(object, limit_bytes, known, &|_| false).await? {
+            Beginning::Object { front, validator, .. } => SmallRead::Object { bytes: front, validator },
+            Beginning::NotModified => SmallRead::NotModified,
         })
     }
 }

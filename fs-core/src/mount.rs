@@ -48,6 +48,7 @@ use crate::package::tree::TreeLayout;
 use crate::package::tree::page::{NodeBody, XattrPlace, decode_xattrs};
 use crate::package::tree::walk::{self, Miss, Walked};
 use crate::package::{NodeId, NodeKind};
+use crate::trust::tail::Tail;
 
 /// Files whose places are remembered, and sequences of reads that are followed.
 const FILES_MAX: NonZeroUsize = NonZeroUsize::new(4096).expect("it is not zero");
@@ -182,15 +183,17 @@ impl Mount {
         fetcher: Arc<Fetcher>,
         launch: &LaunchChoice,
     ) -> Result<Arc<Self>> {
-        Self::open_prepared(descriptor, identity, fetcher, launch, |_| {}).await
+        Self::open_prepared(descriptor, identity, fetcher, launch, None, |_| {}).await
     }
 
-    /// As [`Self::open`]; `prepare` sees the mount before anything was asked of it or fetched for it.
+    /// As [`Self::open`]; `prepare` sees the mount before anything was asked of it or fetched for it. `tail` may be the
+    /// beginning of the launch set.
     pub(crate) async fn open_prepared(
         descriptor: Descriptor,
         identity: Identity,
         fetcher: Arc<Fetcher>,
         launch: &LaunchChoice,
+        tail: Option<Tail>,
         prepare: impl FnOnce(&Arc<Self>),
     ) -> Result<Arc<Self>> {
         let layout = TreeLayout::new(&descriptor.tree)?;
@@ -214,7 +217,7 @@ impl Mount {
         });
         mount.fetcher.cache().touch(mount.pages.blob(), &mount.in_use);
         prepare(&mount);
-        mount.start_launch(launch)?;
+        mount.start_launch_with(launch, tail)?;
         let root = mount.node(NodeId::ROOT).wait().await?;
         if root.kind != NodeKind::Directory {
             return Err(Error::damaged("the tree", "its root is not a directory"));

@@ -19,6 +19,7 @@ pub mod head;
 pub mod keys;
 pub mod publisher;
 pub mod store;
+pub mod tail;
 
 pub(crate) mod files;
 mod record;
@@ -38,7 +39,8 @@ use crate::location::{Channel, DEFAULT_CHANNEL, PackageVersion, Selector};
 pub const METADATA_DIR: &str = "metadata";
 /// Folder of descriptors (TUF targets) in a package's folder.
 pub const DESCRIPTOR_DIR: &str = "descriptors";
-/// Bundle of all trust metadata and the newest descriptors: a hint that saves requests.
+/// Bundle of all trust metadata and the newest descriptors, and the beginning of a launch object: a hint that saves
+/// requests.
 pub const HEAD_OBJECT: &str = "head";
 
 /// The stored object that holds a version's descriptor, by the descriptor's SHA-256 in hexadecimal.

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::error::{Error, Result};
 
 /// What goes wrong with one request.
@@ -47,7 +47,7 @@ pub struct Request<'a> {
     pub number: u64,
     /// What is asked for.
     pub object: &'a ObjectPath,
-    /// Which bytes; `None` for a whole small object.
+    /// Which bytes; `None` for an object from its beginning.
     pub range: Option<Range<u64>>,
 }
 
@@ -146,36 +146,61 @@ impl Backend for Faults {
             Some(Fault::Stall { after_bytes }) => {
                 cut(whole, after_bytes.min(length.saturating_sub(1))).chain(stream::pending()).boxed()
             }
-            Some(Fault::Corrupt { at_byte }) => whole
-                .scan(0u64, move |at, piece| {
-                    let start = *at;
-                    let piece = piece.map(|p| {
-                        *at += p.len() as u64;
-                        corrupt(p, at_byte.checked_sub(start))
-                    });
-                    futures::future::ready(Some(piece))
-                })
-                .boxed(),
+            Some(Fault::Corrupt { at_byte }) => corrupted(whole, at_byte),
             _ => whole,
         })
     }
 
-    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
         let fault = self.choose(object, None);
         self.before(object, fault)?;
-        match fault {
-            Some(Fault::Truncate { .. }) => return Err(self.broken(object, "injected: the connection broke")),
-            Some(Fault::Stall { .. }) => return futures::future::pending().await,
-            _ => {}
-        }
-        let read = self.inner.read_small(object, limit_bytes, known).await?;
-        Ok(match (read, fault) {
-            (SmallRead::Object { bytes, validator }, Some(Fault::Corrupt { at_byte })) => {
-                SmallRead::Object { bytes: corrupt(bytes, Some(at_byte)), validator }
+        let read = self.inner.read_beginning(object, limit_bytes, known, enough).await?;
+        let Beginning::Object { front, rest, validator } = read else { return Ok(read) };
+        let came = front.len() as u64;
+        // What is read whole ends with its front.
+        let within_front = |after: u64| after < came || !enough(&front);
+        let (front, rest) = match fault {
+            Some(Fault::Truncate { after_bytes }) if within_front(after_bytes) => {
+                return Err(self.broken(object, "injected: the connection broke"));
             }
-            (read, _) => read,
-        })
+            Some(Fault::Stall { after_bytes }) if within_front(after_bytes) => {
+                return futures::future::pending().await;
+            }
+            Some(Fault::Truncate { after_bytes }) => {
+                let broken = self.broken(object, "injected: the connection broke");
+                (front, cut(rest, after_bytes - came).chain(stream::iter([Err(broken)])).boxed())
+            }
+            Some(Fault::Stall { after_bytes }) => {
+                (front, cut(rest, after_bytes - came).chain(stream::pending()).boxed())
+            }
+            Some(Fault::Corrupt { at_byte }) => match at_byte.checked_sub(came) {
+                Some(at_byte) => (front, corrupted(rest, at_byte)),
+                None => (corrupt(front, Some(at_byte)), rest),
+            },
+            _ => (front, rest),
+        };
+        Ok(Beginning::Object { front, rest, validator })
     }
+}
+
+/// `stream` with one byte changed.
+fn corrupted(stream: ByteStream, at_byte: u64) -> ByteStream {
+    stream
+        .scan(0u64, move |at, piece| {
+            let start = *at;
+            let piece = piece.map(|p| {
+                *at += p.len() as u64;
+                corrupt(p, at_byte.checked_sub(start))
+            });
+            futures::future::ready(Some(piece))
+        })
+        .boxed()
 }
 
 /// The first `bytes` bytes of `stream`.

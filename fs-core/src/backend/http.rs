@@ -17,7 +17,7 @@ use reqwest::header::{self, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use url::Url;
 
-use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
 use crate::location::PackageName;
@@ -227,7 +227,13 @@ impl Backend for HttpBackend {
         }
     }
 
-    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
         let mut request = self.get(object);
         // A cache in between must ask the origin whether it changed: freshness is what small objects are read for.
         request = request.header(header::CACHE_CONTROL, "no-cache");
@@ -237,7 +243,7 @@ impl Backend for HttpBackend {
         let mut response = self.send(object, request).await?;
         let about = self.answer(object);
         if response.status() == StatusCode::NOT_MODIFIED && known.is_some() {
-            return Ok(SmallRead::NotModified);
+            return Ok(Beginning::NotModified);
         }
         about.refusal(&response)?;
         if response.status() != StatusCode::OK {
@@ -249,27 +255,38 @@ impl Backend for HttpBackend {
             return Err(about.too_long(limit_bytes));
         }
         let (says_html, validator) = (answer::says_html(&response), answer::validator(&response));
-        let mut bytes = BytesMut::with_capacity(promised.unwrap_or(0).min(limit_bytes) as usize);
-        loop {
+        let mut front = BytesMut::new();
+        let mut ended = false;
+        while !ended && !enough(&front) {
             match tokio::time::timeout(self.stall_timeout, response.chunk()).await {
                 Err(_) => return Err(self.timed_out(object, self.stall_timeout)),
                 Ok(Err(e)) => return Err(self.failed(object, e)),
                 Ok(Ok(Some(piece))) => {
-                    bytes.extend_from_slice(&piece);
-                    if bytes.len() as u64 > limit_bytes {
+                    front.extend_from_slice(&piece);
+                    if front.len() as u64 > limit_bytes {
                         return Err(about.too_long(limit_bytes));
                     }
                 }
-                Ok(Ok(None)) => break,
+                Ok(Ok(None)) => ended = true,
             }
         }
-        if promised.is_some_and(|n| n != bytes.len() as u64) {
-            return Err(about.short(bytes.len() as u64, promised.unwrap_or(0)));
+        let came = front.len() as u64;
+        if promised.is_some_and(|n| if ended { n != came } else { n < came }) {
+            return Err(about.short(came, promised.unwrap_or(0)));
         }
-        if answer::is_html(&bytes, says_html) {
-            return Err(about.html(&bytes));
+        if answer::is_html(&front, says_html) {
+            return Err(about.html(&front));
         }
-        Ok(SmallRead::Object { bytes: bytes.freeze(), validator })
+        let rest = match (ended, promised) {
+            (true, _) => stream::empty().boxed(),
+            (false, Some(promised)) => self.body(object, response, promised - came),
+            // Without a length its end is what ends it; what is too much breaks it off.
+            (false, None) => {
+                let unsure = self.body(object, response, limit_bytes - came);
+                unsure.take_while(|piece| std::future::ready(piece.is_ok())).boxed()
+            }
+        };
+        Ok(Beginning::Object { front: front.freeze(), rest, validator })
     }
 }
 

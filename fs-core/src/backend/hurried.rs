@@ -1,4 +1,4 @@
-//! Small reads for somebody who has something to fall back on, and shall not wait long for it.
+//! Small reads and beginnings for somebody who has something to fall back on, and shall not wait long for it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::error::Result;
 
-/// Gives up each small read after `patience`, and almost at once where the origin refuses to be reached at all.
+/// Gives up each of these reads after `patience`, and almost at once where the origin refuses to be reached at all.
 #[derive(Debug)]
 pub struct Hurried {
     inner: Arc<dyn Backend>,
@@ -33,7 +33,13 @@ impl Backend for Hurried {
         self.inner.read_range(object, range, options).await
     }
 
-    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
-        self.inner.read_small_within(self.patience, object, limit_bytes, known).await
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
+        self.inner.read_beginning_within(self.patience, object, limit_bytes, known, enough).await
     }
 }

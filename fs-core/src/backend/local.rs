@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures::StreamExt;
-use futures::stream;
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::error::{Error, Result};
 
 /// One piece of a stream. Larger pieces save trips to the blocking pool; smaller ones reach the reader sooner.
@@ -116,7 +115,7 @@ impl Backend for LocalBackend {
             return Err(Error::InvalidInput(format!("the range {start}..{end} of {object} holds no bytes")));
         }
         let path = self.path(object);
-        let (file, first) = blocking(object, &self.origin, path.clone(), move |path| {
+        let (file, first) = blocking(object, &self.origin, path, move |path| {
             let (mut file, meta) = open(path)?;
             if meta.len() < end {
                 return Err(io::Error::new(
@@ -129,44 +128,68 @@ impl Backend for LocalBackend {
             Ok((file, piece))
         })
         .await?;
-        let done = start + first.len() as u64;
-        let head = stream::iter([Ok(first)]);
-        let (object, origin) = (object.clone(), self.origin.clone());
-        let tail = stream::try_unfold((file, done), move |(mut file, at)| {
-            let (object, origin, path) = (object.clone(), origin.clone(), path.clone());
-            async move {
-                if at == end {
-                    return Ok(None);
-                }
-                let (file, piece) = blocking(&object, &origin, path, move |_| {
-                    let piece = read_piece(&mut file, end - at)?;
-                    Ok((file, piece))
-                })
-                .await?;
-                let at = at + piece.len() as u64;
-                Ok(Some((piece, (file, at))))
-            }
-        });
-        Ok(head.chain(tail).boxed())
+        let left = end - start - first.len() as u64;
+        Ok(stream::iter([Ok(first)]).chain(self.rest(object, file, left)).boxed())
     }
 
-    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
         let known = known.cloned();
-        blocking(object, &self.origin, self.path(object), move |path| {
-            let (file, meta) = open(path)?;
+        let opened = blocking(object, &self.origin, self.path(object), move |path| {
+            let (mut file, meta) = open(path)?;
             let validator = validator(&meta);
             if known.as_ref() == Some(&validator) {
-                return Ok(SmallRead::NotModified);
+                return Ok(None);
             }
-            let mut bytes = Vec::with_capacity(meta.len().min(limit_bytes) as usize);
-            file.take(limit_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
-            if bytes.len() as u64 > limit_bytes {
+            if meta.len() > limit_bytes {
                 let why = format!("it is longer than the {limit_bytes} bytes allowed");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
-            Ok(SmallRead::Object { bytes: bytes.into(), validator: Some(validator) })
+            let first = read_piece(&mut file, meta.len())?;
+            let left = meta.len() - first.len() as u64;
+            Ok(Some((file, first, left, validator)))
+        });
+        let Some((file, first, left, validator)) = opened.await? else { return Ok(Beginning::NotModified) };
+        let validator = Some(validator);
+        let mut rest = self.rest(object, file, left);
+        if left == 0 || enough(&first) {
+            return Ok(Beginning::Object { front: first, rest, validator });
+        }
+        let mut front = BytesMut::from(first);
+        while !enough(&front)
+            && let Some(piece) = rest.try_next().await?
+        {
+            front.extend_from_slice(&piece);
+        }
+        Ok(Beginning::Object { front: front.freeze(), rest, validator })
+    }
+}
+
+impl LocalBackend {
+    /// The next `left` bytes of `file`, in pieces.
+    fn rest(&self, object: &ObjectPath, file: File, left: u64) -> ByteStream {
+        let (object, origin, path) = (object.clone(), self.origin.clone(), self.path(object));
+        stream::try_unfold((file, left), move |(mut file, left)| {
+            let (object, origin, path) = (object.clone(), origin.clone(), path.clone());
+            async move {
+                if left == 0 {
+                    return Ok(None);
+                }
+                let (file, piece) = blocking(&object, &origin, path, move |_| {
+                    let piece = read_piece(&mut file, left)?;
+                    Ok((file, piece))
+                })
+                .await?;
+                let left = left - piece.len() as u64;
+                Ok(Some((piece, (file, left))))
+            }
         })
-        .await
+        .boxed()
     }
 }
 

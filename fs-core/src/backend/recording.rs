@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use parking_lot::Mutex;
 
-use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::error::Result;
 
 /// One recorded request.
@@ -16,7 +16,7 @@ use crate::error::Result;
 pub struct Request {
     /// What was asked for.
     pub object: ObjectPath,
-    /// Which bytes; `None` for a whole small object.
+    /// Which bytes; `None` for an object from its beginning.
     pub range: Option<Range<u64>>,
     /// Bytes handed to the caller so far.
     pub delivered_bytes: u64,
@@ -101,21 +101,34 @@ impl Backend for Recording {
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
         let entry = self.log.begin(object, Some(range.clone()));
         let stream = self.inner.read_range(object, range, options).await.inspect_err(|_| note_failure(&entry))?;
-        let count = move |piece: &Result<bytes::Bytes>| match piece {
-            Ok(piece) => drop(entry.delivered.fetch_add(piece.len() as u64, Ordering::Relaxed)),
-            Err(_) => note_failure(&entry),
-        };
-        Ok(stream.inspect(count).boxed())
+        Ok(noted(stream, entry))
     }
 
-    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
         let entry = self.log.begin(object, None);
-        let read = self.inner.read_small(object, limit_bytes, known).await.inspect_err(|_| note_failure(&entry))?;
-        if let SmallRead::Object { bytes, .. } = &read {
-            entry.delivered.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        }
-        Ok(read)
+        let read = self.inner.read_beginning(object, limit_bytes, known, enough).await;
+        Ok(match read.inspect_err(|_| note_failure(&entry))? {
+            Beginning::Object { front, rest, validator } => {
+                entry.delivered.fetch_add(front.len() as u64, Ordering::Relaxed);
+                Beginning::Object { front, rest: noted(rest, entry), validator }
+            }
+            Beginning::NotModified => Beginning::NotModified,
+        })
     }
+}
+
+fn noted(stream: ByteStream, entry: Arc<Entry>) -> ByteStream {
+    let count = move |piece: &Result<bytes::Bytes>| match piece {
+        Ok(piece) => drop(entry.delivered.fetch_add(piece.len() as u64, Ordering::Relaxed)),
+        Err(_) => note_failure(&entry),
+    };
+    stream.inspect(count).boxed()
 }
 
 fn note_failure(entry: &Entry) {

@@ -1,5 +1,6 @@
 //! Tries again, with growing pauses, until a deadline. A range that breaks off midway goes on where it broke, and
-//! the reader of the stream does not notice.
+//! the reader of the stream does not notice. What follows the beginning of an object that may change is handed on as it
+//! comes: the rest of another state of it would not fit.
 //!
 //! | failure | tries |
 //! |---|---|
@@ -18,7 +19,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::config::RetryPolicy;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -46,17 +47,18 @@ impl Retry {
         self.policy.read_deadline.min(self.policy.metadata_deadline)
     }
 
-    async fn try_small(
+    async fn try_beginning(
         &self,
         mut attempts: Attempts,
         limit_bytes: u64,
         known: Option<&Validator>,
-    ) -> Result<SmallRead> {
-        // A small object comes whole, so a try may take the connection's time and twice the stall's.
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
+        // What is waited for is small, so a try may take the connection's time and twice the stall's.
         let patience = self.policy.connect_timeout + self.policy.stall_timeout * 2;
         loop {
             let object = attempts.object.clone();
-            let call = self.inner.read_small(&object, limit_bytes, known);
+            let call = self.inner.read_beginning(&object, limit_bytes, known, enough);
             match attempts.within(patience, call).await.and_then(|r| r) {
                 Ok(read) => return Ok(read),
                 Err(error) => attempts.pause_or_give_up(error).await?,
@@ -233,19 +235,26 @@ impl Backend for Retry {
         Ok(stream::iter(first.map(Ok)).chain(rest).boxed())
     }
 
-    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
         let attempts = Attempts::new(self, object, self.small_deadline(), false);
-        self.try_small(attempts, limit_bytes, known).await
+        self.try_beginning(attempts, limit_bytes, known, enough).await
     }
 
-    async fn read_small_within(
+    async fn read_beginning_within(
         &self,
         patience: Duration,
         object: &ObjectPath,
         limit_bytes: u64,
         known: Option<&Validator>,
-    ) -> Result<SmallRead> {
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
         let attempts = Attempts::new(self, object, self.small_deadline().min(patience), false);
-        self.try_small(Attempts { tries_max: HURRIED_TRIES, ..attempts }, limit_bytes, known).await
+        self.try_beginning(Attempts { tries_max: HURRIED_TRIES, ..attempts }, limit_bytes, known, enough).await
     }
 }

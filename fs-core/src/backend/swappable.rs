@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::RwLock;
 
-use super::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::error::Result;
 
 /// Passes everything on to the backend that is set at present. Reads under way stay with the one they began with.
@@ -45,17 +45,24 @@ impl Backend for Swappable {
         self.current().read_range(object, range, options).await
     }
 
-    async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
-        self.current().read_small(object, limit_bytes, known).await
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit_bytes: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
+        self.current().read_beginning(object, limit_bytes, known, enough).await
     }
 
-    async fn read_small_within(
+    async fn read_beginning_within(
         &self,
         patience: Duration,
         object: &ObjectPath,
         limit_bytes: u64,
         known: Option<&Validator>,
-    ) -> Result<SmallRead> {
-        self.current().read_small_within(patience, object, limit_bytes, known).await
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
+        self.current().read_beginning_within(patience, object, limit_bytes, known, enough).await
     }
 }

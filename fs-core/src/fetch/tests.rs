@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::backend::recording::{Log, Recording};
-use crate::backend::{ByteStream, SmallRead, Validator};
+use crate::backend::{Beginning, ByteStream, Enough, Validator};
 use crate::cache::CacheLimits;
 use crate::error::ErrorKind;
 use crate::stage::noise;
@@ -46,8 +46,14 @@ impl Backend for Gated {
         let pieces: Vec<Result<Bytes>> = bytes.chunks(7777).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
         Ok(Box::pin(futures::stream::iter(pieces)))
     }
-    async fn read_small(&self, _: &ObjectPath, _: u64, _: Option<&Validator>) -> Result<SmallRead> {
-        Ok(SmallRead::NotModified)
+    async fn read_beginning(
+        &self,
+        _: &ObjectPath,
+        _: u64,
+        _: Option<&Validator>,
+        _: Enough<'_>,
+    ) -> Result<Beginning> {
+        Ok(Beginning::NotModified)
     }
 }
 

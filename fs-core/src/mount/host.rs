@@ -35,6 +35,7 @@ use crate::package::descriptor::Descriptor;
 use crate::package::publish::Progress;
 use crate::trust::client::{self, Freshness, LoadOptions, Loaded, Polled};
 use crate::trust::store::TrustStore;
+use crate::trust::tail::Tail;
 use crate::trust::{Catalog, VersionRecord};
 
 pub use super::background::{Holder, Load, LoadState, LoadStatus, LoadWish};
@@ -226,14 +227,14 @@ impl Host {
         launch: &LaunchChoice,
     ) -> Result<Pinned> {
         let package = self.package(location)?;
-        let loaded = package.load(&self.trust, trust_root).await?;
+        let (loaded, tail) = package.load(&self.trust, trust_root).await?;
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
         let mount = match package.mounted(record) {
             Some(mount) => {
-                mount.start_launch(launch)?;
+                mount.start_launch_with(launch, tail)?;
                 mount
             }
-            None => open_once(location, &package, &loaded, record, launch).await?,
+            None => open_once(location, &package, &loaded, record, launch, tail).await?,
         };
         let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;
         Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
@@ -253,9 +254,9 @@ impl Host {
         prepare: impl FnOnce(&Arc<Mount>),
     ) -> Result<Pinned> {
         let package = self.package(location)?;
-        let loaded = package.load(&self.trust, trust_root).await?;
+        let (loaded, tail) = package.load(&self.trust, trust_root).await?;
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
-        let mount = open_soon(location, &package, &loaded, record, launch, prepare).await?;
+        let mount = open_soon(location, &package, &loaded, record, launch, tail, prepare).await?;
         let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;
         Ok(Pinned { mount, freshness: freshness.clone(), trusted_on_first_use, revoked: record.revoked })
     }
@@ -280,7 +281,7 @@ impl Host {
         let loaded = match (polled, known) {
             (Polled::NotModified, Some(known)) => known.loaded,
             (polled, _) => {
-                let loaded = package.load_with(&self.trust, &LoadOptions::default()).await?;
+                let (loaded, _) = package.load_with(&self.trust, &LoadOptions::default()).await?;
                 let offline = matches!(loaded.freshness, Freshness::Offline { .. });
                 if let (Polled::Changed { validator }, None, false) = (polled, &loaded.validator, offline) {
                     // An origin without `head`: its timestamp was asked about.
@@ -295,7 +296,7 @@ impl Host {
 
     /// All versions and channels.
     pub async fn catalog(self: &Arc<Self>, location: &PackageLocation, trust_root: Option<&Path>) -> Result<Loaded> {
-        self.package(location)?.load(&self.trust, trust_root).await
+        Ok(self.package(location)?.load(&self.trust, trust_root).await?.0)
     }
 
     /// A version as this machine has it, without asking its origin anything.
@@ -308,7 +309,7 @@ impl Host {
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
         match package.mounted(record) {
             Some(mount) => Ok(mount),
-            None => open_once(location, &package, &loaded, record, &LaunchChoice::Off).await,
+            None => open_once(location, &package, &loaded, record, &LaunchChoice::Off, None).await,
         }
     }
 
@@ -374,14 +375,15 @@ async fn open_once(
     loaded: &Loaded,
     record: &VersionRecord,
     launch: &LaunchChoice,
+    tail: Option<Tail>,
 ) -> Result<Arc<Mount>> {
     let _opening = package.opening.lock().await;
     if let Some(mount) = package.mounted(record) {
         // Who opened it may have wanted none.
-        mount.start_launch(launch)?;
+        mount.start_launch_with(launch, tail)?;
         return Ok(mount);
     }
-    let mount = open_soon(location, package, loaded, record, launch, |_| {}).await?;
+    let mount = open_soon(location, package, loaded, record, launch, tail, |_| {}).await?;
     package.mounts.lock().insert(identity_key(record), Arc::downgrade(&mount));
     Ok(mount)
 }
@@ -393,14 +395,15 @@ async fn open_soon(
     loaded: &Loaded,
     record: &VersionRecord,
     launch: &LaunchChoice,
+    tail: Option<Tail>,
     prepare: impl FnOnce(&Arc<Mount>),
 ) -> Result<Arc<Mount>> {
     let Freshness::Offline { reason } = &loaded.freshness else {
-        return open_mount(location, package, loaded, record, launch, prepare).await;
+        return open_mount(location, package, loaded, record, launch, tail, prepare).await;
     };
     // What is on this machine is there at once; the rest will hardly come.
     let patience = package.retry().metadata_deadline;
-    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record, launch, prepare)).await;
+    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record, launch, tail, prepare)).await;
     opened.unwrap_or(Err(Error::Cancelled)).map_err(|e| not_here(e, record, package, reason))
 }
 
@@ -411,6 +414,7 @@ async fn open_mount(
     loaded: &Loaded,
     record: &VersionRecord,
     launch: &LaunchChoice,
+    tail: Option<Tail>,
     prepare: impl FnOnce(&Arc<Mount>),
 ) -> Result<Arc<Mount>> {
     let bytes = loaded.descriptor(record).await?;
@@ -429,7 +433,7 @@ async fn open_mount(
         descriptor: hex::encode(record.descriptor_sha256),
         origin: location.origin.to_string(),
     };
-    Mount::open_prepared(descriptor, identity, package.fetcher.clone(), launch, prepare).await
+    Mount::open_prepared(descriptor, identity, package.fetcher.clone(), launch, tail, prepare).await
 }
 
 /// Why a version could not be mounted without its origin. What says that something is wrong with the version itself
@@ -481,7 +485,7 @@ impl Package {
         mounts.get(&identity_key(record))?.upgrade()
     }
 
-    async fn load(&self, trust: &TrustStore, trust_root: Option<&Path>) -> Result<Loaded> {
+    async fn load(&self, trust: &TrustStore, trust_root: Option<&Path>) -> Result<(Loaded, Option<Tail>)> {
         let trust_root = match trust_root {
             None => None,
             Some(path) => Some(Bytes::from(
@@ -492,11 +496,11 @@ impl Package {
         self.load_with(trust, &options).await
     }
 
-    async fn load_with(&self, trust: &TrustStore, options: &LoadOptions) -> Result<Loaded> {
-        let loaded = client::load(self.fetcher.backend(), &self.key, trust, options).await?;
+    async fn load_with(&self, trust: &TrustStore, options: &LoadOptions) -> Result<(Loaded, Option<Tail>)> {
+        let (loaded, tail) = client::load_with_tail(self.fetcher.backend(), &self.key, trust, options).await?;
         // Without a validator the next poll loads again.
         *self.catalog.lock() = Some(Known { validator: loaded.validator.clone(), loaded: loaded.clone() });
-        Ok(loaded)
+        Ok((loaded, tail))
     }
 }
 

@@ -1,9 +1,11 @@
 //! Launch streams: bringing a launch set in its own order, ahead of the application that needs it.
 //!
 //! Nothing waits for a launch stream but what it is about to bring. Its first entries are the pages that mounting
-//! itself needs, so a mount with a launch set costs no request more.
+//! itself needs, so a mount with a launch set costs no request more. Where `head` brought its beginning along, the request
+//! for the rest is under way while that arrives.
 
 mod known;
+mod pieces;
 mod stream;
 
 use std::collections::HashMap;
@@ -31,6 +33,7 @@ use crate::package::descriptor::LaunchRef;
 use crate::package::launch::{LaunchEntry, hash_prefix, parse_index};
 use crate::package::tree::PageTreeKind;
 use crate::package::{Hash, NodeId};
+use crate::trust::tail::Tail;
 
 /// Entries that are looked at to tell whether most of a launch set is on this machine.
 const SAMPLES: usize = 48;
@@ -303,6 +306,15 @@ impl Mount {
     /// # Errors
     /// `NotFound` if the version has none of that name.
     pub fn start_launch(self: &Arc<Self>, choice: &LaunchChoice) -> Result<()> {
+        self.start_launch_with(choice, None)
+    }
+
+    /// As [`Self::start_launch`]; begins with what came behind `head`, if that is of the same launch object. Otherwise
+    /// that is dropped at once.
+    ///
+    /// # Errors
+    /// As [`Self::start_launch`].
+    pub(crate) fn start_launch_with(self: &Arc<Self>, choice: &LaunchChoice, tail: Option<Tail>) -> Result<()> {
         let sets = &self.descriptor.launch;
         let of = match choice {
             LaunchChoice::Off => return Ok(()),
@@ -330,7 +342,8 @@ impl Mount {
             let stream = Arriving::new();
             self.fetcher.expect(&stream);
             *self.launch.stream.write() = Arc::downgrade(&stream);
-            let work = bring(Arc::downgrade(self), self.fetcher.clone(), of.clone(), stream);
+            let tail = tail.filter(|tail| pieces::is_beginning(tail, of));
+            let work = bring(Arc::downgrade(self), self.fetcher.clone(), of.clone(), stream, tail);
             self.fetcher.runtime().spawn(work);
         }
         Ok(())
@@ -352,11 +365,20 @@ impl Mount {
 }
 
 /// Brings one launch set, by the way that costs least.
-async fn bring(mount: Weak<Mount>, fetcher: Arc<Fetcher>, of: LaunchRef, stream: Arc<Arriving>) {
+async fn bring(
+    mount: Weak<Mount>,
+    fetcher: Arc<Fetcher>,
+    of: LaunchRef,
+    stream: Arc<Arriving>,
+    tail: Option<Tail>,
+) {
     let begun = Instant::now();
     let outcome = match known_index(&mount, &of) {
-        Some(entries) if mostly_here(&mount, &entries).await => Err(Stop::Singly(0)),
-        Some(_) | None => receive(&mount, &fetcher, &of, &stream).await,
+        Some(entries) if mostly_here(&mount, &entries).await => {
+            drop(tail);
+            Err(Stop::Singly(0))
+        }
+        Some(_) | None => receive(&mount, &fetcher, &of, &stream, tail).await,
     };
     fetcher.stream_over(&stream);
     let Some(package) = mount.upgrade().map(|mount| mount.identity.package_key()) else { return };

@@ -17,7 +17,8 @@ use super::store::{Place, Saved, TrustStore};
 use super::verify::{
     Failure, Supply, Verified, expired_error, metadata_path, root_number, root_path, untrusted, verify,
 };
-use super::{Catalog, HEAD_OBJECT, METADATA_DIR, VersionRecord};
+use super::tail::{HeadRead, Tail, read_head};
+use super::{Catalog, METADATA_DIR, VersionRecord};
 use crate::backend::hurried::Hurried;
 use crate::backend::{Backend, ObjectPath, ReadOptions, SmallRead, Validator, collect};
 use crate::error::{Error, ErrorKind, Result};
@@ -79,6 +80,19 @@ pub async fn load(
     store: &TrustStore,
     options: &LoadOptions,
 ) -> Result<Loaded> {
+    Ok(load_with_tail(backend, package_key, store, options).await?.0)
+}
+
+/// As [`load`], and hands on what comes behind the `head` that the catalog is from.
+///
+/// # Errors
+/// As [`load`].
+pub async fn load_with_tail(
+    backend: &Arc<dyn Backend>,
+    package_key: &str,
+    store: &TrustStore,
+    options: &LoadOptions,
+) -> Result<(Loaded, Option<Tail>)> {
     let place = store.place(package_key);
     let saved = place.read().await?;
     let asked: Arc<dyn Backend> = match options.fall_back_after {
@@ -133,21 +147,24 @@ struct Accepted {
 }
 
 impl Loading<'_> {
-    async fn load(self) -> Result<Loaded> {
-        let mut absent = false;
-        let (head, validator) = match self.asked.read_small(&head_path(), HEAD_BYTES_MAX, None).await {
-            Ok(SmallRead::Object { bytes, validator }) => {
-                let validator = tag(HEAD_TAG, &bytes, validator.as_ref());
-                match Head::parse(&bytes) {
-                    Ok(head) => (Some(Arc::new(head)), Some(validator)),
+    async fn load(self) -> Result<(Loaded, Option<Tail>)> {
+        let (mut absent, mut tail) = (false, None);
+        let (head, validator) = match read_head(&*self.asked, None).await {
+            Ok(Some(HeadRead { front, after, validator })) => {
+                let validator = tag(HEAD_TAG, &front, validator.as_ref());
+                match Head::parse(&front) {
+                    Ok(head) => {
+                        tail = head.tail().map(|of| Tail::new(of, after));
+                        (Some(Arc::new(head)), Some(validator))
+                    }
                     Err(error) => {
                         tracing::warn!(package = self.package_key, %error, "using the separate metadata files");
                         (None, Some(validator))
                     }
                 }
             }
-            Ok(SmallRead::NotModified) => (None, None),
-            Err(e) if is_away(&e) => return self.offline(e).await,
+            Ok(None) => (None, None),
+            Err(e) if is_away(&e) => return without_tail(self.offline(e).await),
             Err(e) if is_absent(&e) => {
                 absent = true;
                 (None, None)
@@ -157,7 +174,7 @@ impl Loading<'_> {
         if let Some(head) = &head {
             let supply = Supply::bundle(head.clone(), self.asked.origin().to_owned());
             match self.attempt(&supply).await {
-                Ok(accepted) => return self.finish(accepted, validator, Some(head.clone())).await,
+                Ok(accepted) => return Ok((self.finish(accepted, validator, Some(head.clone())).await?, tail)),
                 Err(Failure::Local(e)) => return Err(e),
                 Err(failure) => {
                     let why = Error::from(failure);
@@ -165,6 +182,17 @@ impl Loading<'_> {
                 }
             }
         }
+        drop(tail);
+        without_tail(self.load_files(absent, validator, head).await)
+    }
+
+    /// From the separate files.
+    async fn load_files(
+        self,
+        absent: bool,
+        validator: Option<Validator>,
+        head: Option<Arc<Head>>,
+    ) -> Result<Loaded> {
         let supply = Supply::origin(self.asked.clone());
         match self.attempt(&supply).await {
             Ok(accepted) => self.finish(accepted, validator, head).await,
@@ -311,6 +339,10 @@ impl Loading<'_> {
     }
 }
 
+fn without_tail(loaded: Result<Loaded>) -> Result<(Loaded, Option<Tail>)> {
+    Ok((loaded?, None))
+}
+
 /// The catalog that was accepted last, verified once more; its dates no longer matter.
 async fn from_trusted(
     package_key: &str,
@@ -413,34 +445,33 @@ pub enum Polled {
 const HEAD_TAG: &str = "head";
 const TIMESTAMP_TAG: &str = "timestamp";
 
-/// Asks cheaply whether the package changed since `known`, which [`Loaded::validator`] or the last poll gave.
+/// Asks cheaply whether the package changed since `known`, which [`Loaded::validator`] or the last poll gave. Of a
+/// changed `head` no more is read than stands before its tail.
 pub async fn poll(backend: &Arc<dyn Backend>, package_key: &str, known: Option<Validator>) -> Result<Polled> {
-    let head = poll_object(backend, HEAD_TAG, &head_path(), known.as_ref()).await;
-    match head {
+    match poll_object(backend, HEAD_TAG, known.as_ref()).await {
         Err(e) if e.kind() == ErrorKind::NotFound => {
             tracing::debug!(package = package_key, "no head; polling the timestamp");
-            poll_object(backend, TIMESTAMP_TAG, &metadata_path("timestamp.json"), known.as_ref()).await
+            poll_object(backend, TIMESTAMP_TAG, known.as_ref()).await
         }
         other => other,
     }
 }
 
-async fn poll_object(
-    backend: &Arc<dyn Backend>,
-    tag_name: &str,
-    object: &ObjectPath,
-    known: Option<&Validator>,
-) -> Result<Polled> {
+async fn poll_object(backend: &Arc<dyn Backend>, tag_name: &str, known: Option<&Validator>) -> Result<Polled> {
     let known = known.and_then(|v| untag(tag_name, v));
     let theirs = known.as_ref().and_then(|(_, v)| v.clone());
-    match backend.read_small(object, HEAD_BYTES_MAX, theirs.as_ref()).await? {
-        SmallRead::NotModified => Ok(Polled::NotModified),
-        SmallRead::Object { bytes, .. } if known.is_some_and(|(hash, _)| hash == content_hash(&bytes)) => {
-            Ok(Polled::NotModified)
+    let read = if tag_name == HEAD_TAG {
+        read_head(&**backend, theirs.as_ref()).await?.map(|head| (head.front, head.validator))
+    } else {
+        match backend.read_small(&metadata_path("timestamp.json"), HEAD_BYTES_MAX, theirs.as_ref()).await? {
+            SmallRead::NotModified => None,
+            SmallRead::Object { bytes, validator } => Some((bytes, validator)),
         }
-        SmallRead::Object { bytes, validator } => {
-            Ok(Polled::Changed { validator: tag(tag_name, &bytes, validator.as_ref()) })
-        }
+    };
+    match read {
+        None => Ok(Polled::NotModified),
+        Some((bytes, _)) if known.is_some_and(|(hash, _)| hash == content_hash(&bytes)) => Ok(Polled::NotModified),
+        Some((bytes, validator)) => Ok(Polled::Changed { validator: tag(tag_name, &bytes, validator.as_ref()) }),
     }
 }
 
@@ -466,8 +497,4 @@ fn is_away(e: &Error) -> bool {
 /// Whether the origin gave something else than the object, or said that there is none.
 fn is_absent(e: &Error) -> bool {
     matches!(e.kind(), ErrorKind::NotFound | ErrorKind::BadAnswer)
-}
-
-fn head_path() -> ObjectPath {
-    ObjectPath::new(HEAD_OBJECT).expect("a plain name")
 }

@@ -5,6 +5,7 @@
 //! left behind is brought up to date by the next publisher. One publisher at a time works on a package.
 
 mod sign;
+mod tail;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,6 +23,7 @@ pub use sign::KeyRole;
 
 use super::files::{self, Access, blocking};
 use super::head::{HEAD_BYTES_MAX, HEAD_ENTRIES_MAX, Head};
+use super::tail::head_path;
 use super::keys::KeyStore;
 use super::store::{Place, TrustStore};
 use super::verify::{Numbers, Supply, metadata_path, root_path, verify};
@@ -411,7 +413,7 @@ impl Publisher {
         if let Err(error) = self.seen.save(first, self.files.clone(), self.numbers).await {
             tracing::warn!(%error, "cannot remember what was signed; a restored backup would not be noticed");
         }
-        let head = self.head().await?.encode()?;
+        let head = self.head().await?;
         written += self.write(&head_path(), &head).await?;
         self.descriptors.clear();
         Ok(Committed { timestamp: self.numbers.timestamp, written_bytes: written })
@@ -429,8 +431,8 @@ impl Publisher {
         Ok(written)
     }
 
-    /// The bundle of the current state: all its files, and the descriptors of channels as far as there is room.
-    async fn head(&self) -> Result<Head> {
+    /// The bundle of the current state: all its files, the descriptors of channels as far as there is room, and its tail.
+    async fn head(&self) -> Result<Bytes> {
         let mut head = self.files.clone();
         let pointed = |v: &&VersionRecord| self.catalog.channels.values().any(|c| *c == v.version);
         let mut entries = head.iter().count() as u32;
@@ -442,13 +444,19 @@ impl Publisher {
                 entries += 1;
             }
         }
-        Ok(head)
+        let tail = self.tail().await?;
+        head.set_tail(tail.as_ref().map(|(of, _)| *of));
+        let front = head.encode()?;
+        Ok(match tail {
+            Some((_, bytes)) => [front, bytes].concat().into(),
+            None => front,
+        })
     }
 
     /// Writes `head` if an interrupted publisher left an old one.
     async fn mend_head(&mut self) -> Result<()> {
         let head = match self.head().await {
-            Ok(head) => head.encode()?,
+            Ok(head) => head,
             // A damaged or lost descriptor must not keep anybody from publishing a version that is whole.
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
                 tracing::warn!(error = %e, "head cannot be checked");
@@ -478,10 +486,6 @@ impl Publisher {
 
 fn number(n: u64) -> NonZeroU64 {
     NonZeroU64::new(n).expect("numbers of metadata were just increased")
-}
-
-fn head_path() -> ObjectPath {
-    ObjectPath::new(HEAD_OBJECT).expect("a plain name")
 }
 
 /// Where the keys remember what they signed: by the package's first root, wherever its folder lies.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::backend::recording::{Log, Recording};
-use crate::backend::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::stage::{DEADLINE, Stage, noise};
 
 /// Lets so many ranges through as there are permits, and notes when.
@@ -30,8 +30,14 @@ impl Backend for Gate {
         self.asked.lock().push((Instant::now(), range.end - range.start));
         self.inner.read_range(object, range, options).await
     }
-    async fn read_small(&self, object: &ObjectPath, limit: u64, known: Option<&Validator>) -> Result<SmallRead> {
-        self.inner.read_small(object, limit, known).await
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
+        self.inner.read_beginning(object, limit, known, enough).await
     }
 }
 

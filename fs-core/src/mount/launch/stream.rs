@@ -7,10 +7,9 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
-use futures::TryStreamExt as _;
 
 use super::index_blob;
-use crate::backend::ReadOptions;
+use super::pieces::Pieces;
 use crate::cache::Blob;
 use crate::error::{Error, Result};
 use crate::fetch::Fetcher;
@@ -20,6 +19,7 @@ use crate::mount::pages::Held;
 use crate::package::descriptor::LaunchRef;
 use crate::package::launch::{BodyDecoder, LAUNCH_INDEX_MAX_BYTES, LaunchEntry};
 use crate::package::{Hash, NodeId, block};
+use crate::trust::tail::Tail;
 
 /// Blocks that may wait for the disk: when it is slower than the line, the line waits.
 const WAITING_FOR_DISK_MAX: usize = 256;
@@ -54,17 +54,15 @@ pub(super) async fn receive(
     fetcher: &Arc<Fetcher>,
     of: &LaunchRef,
     stream: &Arc<Arriving>,
+    tail: Option<Tail>,
 ) -> std::result::Result<(), Stop> {
-    let object = of.path();
-    let whence = object.to_string();
-    fetcher.count_request();
-    let read = fetcher.backend().read_range(&object, 0..of.bytes, ReadOptions::default());
-    let mut pieces = unless_gone(mount, fetcher.within(&object, read)).await?;
+    let whence = of.path().to_string();
+    let mut pieces = Pieces::new(fetcher, of, tail);
     let mut head = BytesMut::new();
     let mut worker: Option<Worker> = None;
     loop {
         let asked = Instant::now();
-        let Some(piece) = unless_gone(mount, fetcher.within(&object, pieces.try_next())).await? else { break };
+        let Some(piece) = unless_gone(mount, pieces.next()).await? else { break };
         let waited = asked.elapsed();
         fetcher.count_bytes(piece.len() as u64);
         let Some(alive) = mount.upgrade() else { return Err(Stop::Abandoned) };
@@ -77,7 +75,15 @@ pub(super) async fn receive(
                     continue;
                 }
                 let index = head.split_to(of.index.stored as usize).freeze();
-                let entries = read_index(&alive, of, &index, &whence).map_err(Stop::Failed)?;
+                let entries = match read_index(&alive, of, &index, &whence) {
+                    Ok(entries) => entries,
+                    Err(error) if pieces.begin_without_tail() => {
+                        tracing::info!(%error, "what came behind head is not the launch object's beginning");
+                        head.clear();
+                        continue;
+                    }
+                    Err(error) => return Err(Stop::Failed(error)),
+                };
                 fetcher.stream_ordered(stream, &entries);
                 worker = Some(Worker::start(mount.clone(), fetcher.clone(), entries, stream.clone(), whence.clone()));
                 std::mem::take(&mut head).freeze()

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::backend::recording::{Log, Recording};
-use crate::backend::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::mount::host::Host;
 use crate::stage::{DEADLINE, Stage, at, content, noise};
 
@@ -44,8 +44,14 @@ impl Backend for Distant {
         tokio::time::sleep_until(arrives).await;
         self.inner.read_range(object, range, options).await
     }
-    async fn read_small(&self, object: &ObjectPath, limit: u64, known: Option<&Validator>) -> crate::Result<SmallRead> {
-        self.inner.read_small(object, limit, known).await
+    async fn read_beginning(
+        &self,
+        _: &ObjectPath,
+        _: u64,
+        _: Option<&Validator>,
+        _: Enough<'_>,
+    ) -> crate::Result<Beginning> {
+        Ok(Beginning::NotModified)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::backend::recording::Request;
-use crate::backend::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::error::{Error, Result};
 use crate::mount::host::LoadWish;
 use crate::mount::read_ahead::{WINDOW_FIRST_BYTES, WINDOW_MAX_BYTES};
@@ -151,7 +151,13 @@ impl Backend for Away {
     async fn read_range(&self, object: &ObjectPath, _: std::ops::Range<u64>, _: ReadOptions) -> Result<ByteStream> {
         panic!("{object} was asked for");
     }
-    async fn read_small(&self, object: &ObjectPath, _: u64, _: Option<&Validator>) -> Result<SmallRead> {
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        _: u64,
+        _: Option<&Validator>,
+        _: Enough<'_>,
+    ) -> Result<Beginning> {
         Err(Error::Unreachable { object: object.to_string(), origin: "nowhere".into(), reason: "away".into() })
     }
 }

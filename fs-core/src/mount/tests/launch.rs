@@ -4,6 +4,7 @@
 //! So whoever waits for the stream waits until the test lets it go on, however busy the machine is.
 
 mod damaged;
+mod tail;
 mod upgrade;
 
 use std::fs;
@@ -19,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::backend::recording::{Log, Recording};
-use crate::backend::{Backend, ByteStream, ObjectPath, ReadOptions, SmallRead, Validator};
+use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::config::RetryPolicy;
 use crate::error::Result;
 use crate::mount::Mount;
@@ -29,6 +30,7 @@ use crate::package::descriptor::LaunchRef;
 use crate::package::profile::{Profile, ProfileEvent, ProfileHeader, Use};
 use crate::package::publish::{NoProgress, PublishSummary, publish};
 use crate::stage::{DEADLINE, Stage, at, content, noise};
+use crate::trust::head::{HEAD_TAIL_BYTES, bytes_before_tail};
 
 const LIBRARIES: usize = 12;
 const LIBRARY_BYTES: usize = 96 << 10;
@@ -75,7 +77,7 @@ fn publish_with(stage: &Stage, source: &std::path::Path, version: &str, profiles
     std::thread::scope(|scope| scope.spawn(|| publish(&request, &NoProgress)).join().unwrap()).unwrap()
 }
 
-/// A line to the published package that lets only so many bytes of each launch object through.
+/// A line to the published package that lets each launch object through only up to there, behind `head` and by itself.
 #[derive(Debug)]
 struct Gate {
     inner: Arc<dyn Backend>,
@@ -95,7 +97,7 @@ struct Passing {
 }
 
 async fn next_piece(mut passing: Passing) -> Option<(Result<Bytes>, Passing)> {
-    if passing.rest.is_empty() {
+    while passing.rest.is_empty() {
         match passing.whole.next().await? {
             Ok(piece) => passing.rest = piece,
             Err(e) => return Some((Err(e), passing)),
@@ -115,22 +117,38 @@ impl Backend for Gate {
         self.inner.origin()
     }
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
+        let start = range.start;
         let whole = self.inner.read_range(object, range, options).await?;
-        if !is_launch(object.as_str()) {
-            return Ok(whole);
-        }
-        let alive = Arc::new(());
-        self.streams.lock().push(Arc::downgrade(&alive));
-        let (rest, allowed) = (Bytes::new(), self.allowed.subscribe());
-        let passing = Passing { whole, rest, passed: 0, allowed, _alive: alive };
-        Ok(futures::stream::unfold(passing, next_piece).boxed())
+        Ok(if is_launch(object.as_str()) { self.gated(whole, start) } else { whole })
     }
-    async fn read_small(&self, object: &ObjectPath, limit: u64, known: Option<&Validator>) -> Result<SmallRead> {
-        self.inner.read_small(object, limit, known).await
+    async fn read_beginning(
+        &self,
+        object: &ObjectPath,
+        limit: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
+    ) -> Result<Beginning> {
+        let read = self.inner.read_beginning(object, limit, known, enough).await?;
+        let Beginning::Object { mut front, rest, validator } = read else { return Ok(read) };
+        let Some(length) = bytes_before_tail(&front) else {
+            return Ok(Beginning::Object { front, rest, validator });
+        };
+        let first = front.split_off(length);
+        let tail = futures::stream::iter([Ok(first)]).chain(rest).boxed();
+        Ok(Beginning::Object { front, rest: self.gated(tail, 0), validator })
     }
 }
 
 impl Gate {
+    /// A stream of a launch object from `start` on.
+    fn gated(&self, whole: ByteStream, start: u64) -> ByteStream {
+        let alive = Arc::new(());
+        self.streams.lock().push(Arc::downgrade(&alive));
+        let (rest, allowed) = (Bytes::new(), self.allowed.subscribe());
+        let passing = Passing { whole, rest, passed: start, allowed, _alive: alive };
+        futures::stream::unfold(passing, next_piece).boxed()
+    }
+
     fn open(&self) {
         self.allowed.send_replace(u64::MAX);
     }
@@ -150,6 +168,7 @@ struct Machine {
     host: Arc<Host>,
     gate: Arc<Gate>,
     log: Arc<Log>,
+    package: PathBuf,
 }
 
 impl Machine {
@@ -165,7 +184,7 @@ impl Machine {
         let recording = Recording::new(gate.clone());
         let log = recording.log();
         host.set_backend(&stage.location("stable"), Arc::new(recording), DEADLINE);
-        Self { host, gate, log }
+        Self { host, gate, log, package: stage.package_dir() }
     }
 
     async fn launch(&self, stage: &Stage, version: &str) -> Arc<Mount> {
@@ -181,6 +200,13 @@ impl Machine {
         (launch.len(), other.len())
     }
 
+    /// Bytes that came behind `head`.
+    fn bytes_of_tail(&self) -> u64 {
+        let front = bytes_before_tail(&fs::read(self.package.join("head")).unwrap()).unwrap() as u64;
+        let all = self.log.requests();
+        all.iter().filter(|r| r.object.as_str() == "head").map(|r| r.delivered_bytes.saturating_sub(front)).sum()
+    }
+
     /// Bytes that came of launch objects, and of other objects but metadata.
     fn bytes(&self) -> (u64, u64) {
         let all = self.log.requests();
@@ -188,7 +214,7 @@ impl Machine {
             let ranges = all.iter().filter(|request| request.range.is_some());
             ranges.filter(|r| is_launch(r.object.as_str()) == launch).map(|r| r.delivered_bytes).sum()
         };
-        (of(true), of(false))
+        (of(true) + self.bytes_of_tail(), of(false))
     }
 }
 
@@ -257,7 +283,7 @@ async fn published(stage: &Stage) -> (PathBuf, LaunchRef) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_launch_is_one_request_of_exactly_the_launch_object() {
+async fn a_launch_is_head_and_one_request_of_what_is_not_behind_it() {
     let stage = Stage::new();
     let (source, set) = published(&stage).await;
     let machine = Machine::new(&stage, "cache", u64::MAX).await;
@@ -265,7 +291,10 @@ async fn a_launch_is_one_request_of_exactly_the_launch_object() {
     read_all(&mount, &source, &launch_files()).await;
     assert_eq!(brought(&mount).await, LaunchPhase::Complete);
     assert_eq!(machine.requests(), (1, 0), "{:?}", machine.log.requests());
-    assert_eq!(machine.bytes(), (set.bytes, 0));
+    let all = machine.log.requests();
+    assert_eq!((all[0].object.as_str(), all.len()), ("head", 2), "{all:?}");
+    assert_eq!(all[1].range, Some(HEAD_TAIL_BYTES..set.bytes));
+    assert_eq!((machine.bytes(), machine.bytes_of_tail()), ((set.bytes, 0), HEAD_TAIL_BYTES));
     let statistics = mount.launch_statistics();
     assert_eq!((statistics.bytes, statistics.bytes_received), (set.bytes, set.bytes));
     assert_eq!((statistics.entries_here, statistics.bytes_repeated), (statistics.entries, 0));
@@ -418,7 +447,7 @@ async fn a_mount_that_goes_away_takes_its_stream_along() {
     let mount = machine.launch(&stage, "1").await;
     until("the stream", || mount.launch_statistics().bytes_received == part_of(&set, 40)).await;
     let (gone, fetcher) = (Arc::downgrade(&mount), Arc::downgrade(&mount.fetcher));
-    assert_eq!(machine.gate.streams_alive(), 1);
+    assert_eq!(machine.gate.streams_alive(), 2, "its beginning behind head, and the rest");
     drop(mount);
     until("the mount's end", || gone.strong_count() == 0).await;
     // The line says nothing more, which does not keep the stream.

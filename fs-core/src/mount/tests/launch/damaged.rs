@@ -71,6 +71,16 @@ fn flip(object: &std::path::Path, at: u64) {
     fs::write(object, bytes).unwrap();
 }
 
+/// Flips a bit of the launch object and the same one behind `head`, if it stands there.
+fn flip_both(stage: &Stage, object: &std::path::Path, at: u64) {
+    flip(object, at);
+    if at < HEAD_TAIL_BYTES {
+        let head = stage.package_dir().join("head");
+        let front = bytes_before_tail(&fs::read(&head).unwrap()).unwrap() as u64;
+        flip(&head, front + at);
+    }
+}
+
 /// Launches with what is stored at present; nothing may be wrong but `phase`.
 async fn launch_all(stage: &Stage, source: &std::path::Path, phase: LaunchPhase) -> (Machine, Arc<Mount>) {
     let machine = Machine::new(stage, "cache", u64::MAX).await;
@@ -116,7 +126,7 @@ async fn a_launch_object_that_is_too_short_is_said_once_and_spoils_nothing() {
 async fn a_flipped_bit_in_the_index_is_said_once_and_spoils_nothing() {
     let stage = Stage::new();
     let (source, set, object) = unique(&stage, 3).await;
-    flip(&object, u64::from(set.index.stored) / 2);
+    flip_both(&stage, &object, u64::from(set.index.stored) / 2);
     launch_all(&stage, &source, LaunchPhase::Failed).await;
     assert_eq!(said_of(&set).len(), 1, "{:?}", said_of(&set));
 }
@@ -127,10 +137,11 @@ async fn a_flipped_bit_in_the_body_costs_what_it_damages() {
     let stage = Stage::new();
     let (source, set, object) = unique(&stage, 4).await;
     let index = u64::from(set.index.stored);
-    let good = fs::read(&object).unwrap();
+    let head = stage.package_dir().join("head");
+    let good = (fs::read(&object).unwrap(), fs::read(&head).unwrap());
     // The frame's head, the pages that come first, a block of noise, the end.
     for (i, at) in [index, index + 40, index + (300 << 10), set.bytes - 1].into_iter().enumerate() {
-        flip(&object, at);
+        flip_both(&stage, &object, at);
         let before = said_of(&set).len();
         let (machine, mount) = launch_all(&stage, &source, LaunchPhase::Complete).await;
         assert_eq!(machine.requests().0, 1);
@@ -144,7 +155,8 @@ async fn a_flipped_bit_in_the_body_costs_what_it_damages() {
         drop(mount);
         machine.host.close().await;
         drop(machine);
-        fs::write(&object, &good).unwrap();
+        fs::write(&object, &good.0).unwrap();
+        fs::write(&head, &good.1).unwrap();
         fs::rename(stage.path("cache"), stage.path(&format!("cache-{i}"))).unwrap();
     }
 }
