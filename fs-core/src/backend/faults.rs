@@ -161,23 +161,25 @@ impl Backend for Faults {
         let fault = self.choose(object, None);
         self.before(object, fault)?;
         let read = self.inner.read_beginning(object, limit_bytes, known, enough).await?;
-        let Beginning::Object { front, rest, validator } = read else { return Ok(read) };
+        let Beginning::Object { mut front, rest, validator } = read else { return Ok(read) };
         let came = front.len() as u64;
+        if let Some(Fault::Truncate { after_bytes } | Fault::Stall { after_bytes }) = fault {
+            front.truncate(usize::try_from(after_bytes).unwrap_or(usize::MAX));
+        }
         // What is read whole ends with its front.
-        let within_front = |after: u64| after < came || !enough(&front);
+        let too_early = !enough(&front);
         let (front, rest) = match fault {
-            Some(Fault::Truncate { after_bytes }) if within_front(after_bytes) => {
+            Some(Fault::Truncate { .. }) if too_early => {
                 return Err(self.broken(object, "injected: the connection broke"));
             }
-            Some(Fault::Stall { after_bytes }) if within_front(after_bytes) => {
-                return futures::future::pending().await;
-            }
+            Some(Fault::Stall { .. }) if too_early => return futures::future::pending().await,
             Some(Fault::Truncate { after_bytes }) => {
                 let broken = self.broken(object, "injected: the connection broke");
-                (front, cut(rest, after_bytes - came).chain(stream::iter([Err(broken)])).boxed())
+                let rest = cut(rest, after_bytes.saturating_sub(came)).chain(stream::iter([Err(broken)]));
+                (front, rest.boxed())
             }
             Some(Fault::Stall { after_bytes }) => {
-                (front, cut(rest, after_bytes - came).chain(stream::pending()).boxed())
+                (front, cut(rest, after_bytes.saturating_sub(came)).chain(stream::pending()).boxed())
             }
             Some(Fault::Corrupt { at_byte }) => match at_byte.checked_sub(came) {
                 Some(at_byte) => (front, corrupted(rest, at_byte)),

@@ -46,13 +46,7 @@ impl Backend for Gated {
         let pieces: Vec<Result<Bytes>> = bytes.chunks(7777).map(|c| Ok(Bytes::copy_from_slice(c))).collect();
         Ok(Box::pin(futures::stream::iter(pieces)))
     }
-    async fn read_beginning(
-        &self,
-        _: &ObjectPath,
-        _: u64,
-        _: Option<&Validator>,
-        _: Enough<'_>,
-    ) -> Result<Beginning> {
+    async fn read_beginning(&self, _: &ObjectPath, _: u64, _: Option<&Validator>, _: Enough<'_>) -> Result<Beginning> {
         Ok(Beginning::NotModified)
     }
 }

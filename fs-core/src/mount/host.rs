@@ -403,7 +403,8 @@ async fn open_soon(
     };
     // What is on this machine is there at once; the rest will hardly come.
     let patience = package.retry().metadata_deadline;
-    let opened = tokio::time::timeout(patience, open_mount(location, package, loaded, record, launch, tail, prepare)).await;
+    let opened =
+        tokio::time::timeout(patience, open_mount(location, package, loaded, record, launch, tail, prepare)).await;
     opened.unwrap_or(Err(Error::Cancelled)).map_err(|e| not_here(e, record, package, reason))
 }
 

@@ -365,13 +365,7 @@ impl Mount {
 }
 
 /// Brings one launch set, by the way that costs least.
-async fn bring(
-    mount: Weak<Mount>,
-    fetcher: Arc<Fetcher>,
-    of: LaunchRef,
-    stream: Arc<Arriving>,
-    tail: Option<Tail>,
-) {
+async fn bring(mount: Weak<Mount>, fetcher: Arc<Fetcher>, of: LaunchRef, stream: Arc<Arriving>, tail: Option<Tail>) {
     let begun = Instant::now();
     let outcome = match known_index(&mount, &of) {
         Some(entries) if mostly_here(&mount, &entries).await => {

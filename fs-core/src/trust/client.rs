@@ -14,10 +14,10 @@ use tough::ExpirationEnforcement;
 
 use super::head::{HEAD_BYTES_MAX, Head};
 use super::store::{Place, Saved, TrustStore};
+use super::tail::{HeadRead, Tail, read_head};
 use super::verify::{
     Failure, Supply, Verified, expired_error, metadata_path, root_number, root_path, untrusted, verify,
 };
-use super::tail::{HeadRead, Tail, read_head};
 use super::{Catalog, METADATA_DIR, VersionRecord};
 use crate::backend::hurried::Hurried;
 use crate::backend::{Backend, ObjectPath, ReadOptions, SmallRead, Validator, collect};
@@ -187,12 +187,7 @@ impl Loading<'_> {
     }
 
     /// From the separate files.
-    async fn load_files(
-        self,
-        absent: bool,
-        validator: Option<Validator>,
-        head: Option<Arc<Head>>,
-    ) -> Result<Loaded> {
+    async fn load_files(self, absent: bool, validator: Option<Validator>, head: Option<Arc<Head>>) -> Result<Loaded> {
         let supply = Supply::origin(self.asked.clone());
         match self.attempt(&supply).await {
             Ok(accepted) => self.finish(accepted, validator, head).await,

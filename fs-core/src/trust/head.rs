@@ -118,7 +118,9 @@ impl Head {
             0 if object_bytes == 0 && object == [0; HASH_BYTES] => None,
             0 => return Err(bad("it names the object of a tail that it has not")),
             _ if u64::from(tail_bytes) > HEAD_TAIL_BYTES_MAX => return Err(bad("its tail is longer than 16 MiB")),
-            _ if u64::from(tail_bytes) > object_bytes => return Err(bad("its tail is longer than the object it begins")),
+            _ if u64::from(tail_bytes) > object_bytes => {
+                return Err(bad("its tail is longer than the object it begins"));
+            }
             bytes => Some(TailOf { object: Hash(object), object_bytes, bytes }),
         };
         let mut files = BTreeMap::new();
@@ -265,7 +267,10 @@ mod tests {
             ]
             .concat()
         );
-        assert_eq!(hex::encode(&bytes[FIXED_BYTES..FIXED_BYTES + 24]), hex::encode(b"\x14\0metadata/1.root.json\x02\0"));
+        assert_eq!(
+            hex::encode(&bytes[FIXED_BYTES..FIXED_BYTES + 24]),
+            hex::encode(b"\x14\0metadata/1.root.json\x02\0")
+        );
         let plain = sample().encode().unwrap();
         assert_eq!(plain.len(), bytes.len());
         assert_eq!(plain[20..FIXED_BYTES], [0; 44]);

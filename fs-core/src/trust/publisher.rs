@@ -23,9 +23,9 @@ pub use sign::KeyRole;
 
 use super::files::{self, Access, blocking};
 use super::head::{HEAD_BYTES_MAX, HEAD_ENTRIES_MAX, Head};
-use super::tail::head_path;
 use super::keys::KeyStore;
 use super::store::{Place, TrustStore};
+use super::tail::head_path;
 use super::verify::{Numbers, Supply, metadata_path, root_path, verify};
 use super::{Catalog, DESCRIPTOR_DIR, HEAD_OBJECT, METADATA_DIR, VersionRecord};
 use crate::backend::{LocalBackend, ObjectPath};

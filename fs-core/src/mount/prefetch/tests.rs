@@ -46,12 +46,12 @@ impl Backend for Distant {
     }
     async fn read_beginning(
         &self,
-        _: &ObjectPath,
-        _: u64,
-        _: Option<&Validator>,
-        _: Enough<'_>,
+        object: &ObjectPath,
+        limit: u64,
+        known: Option<&Validator>,
+        enough: Enough<'_>,
     ) -> crate::Result<Beginning> {
-        Ok(Beginning::NotModified)
+        self.inner.read_beginning(object, limit, known, enough).await
     }
 }
 

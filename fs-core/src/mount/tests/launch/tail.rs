@@ -2,7 +2,11 @@
 
 use super::*;
 use crate::backend::faults::{Fault, Faults};
+use crate::package::Hash;
 use crate::stage::assert_same;
+use crate::trust::head::{Head, TailOf};
+use crate::trust::keys::KeyStore;
+use crate::trust::publisher::{PublishOptions, Publisher};
 
 /// Launches the published version over a line that does to `head` what `fault` says, counted from its tail's beginning.
 async fn launched_through(
@@ -11,9 +15,8 @@ async fn launched_through(
     fault: impl Fn(u64) -> Fault + Send + Sync + 'static,
 ) -> (Arc<Log>, Arc<Mount>) {
     let front = bytes_before_tail(&fs::read(stage.package_dir().join("head")).unwrap()).unwrap() as u64;
-    let fault = move |request: &crate::backend::faults::Request<'_>| {
-        (request.object.as_str() == "head").then(|| fault(front))
-    };
+    let fault =
+        move |request: &crate::backend::faults::Request<'_>| (request.object.as_str() == "head").then(|| fault(front));
     let recording = Recording::new(Arc::new(Faults::new(stage.backend(), fault)));
     let log = recording.log();
     let host = stage.host_through(cache, Arc::new(recording)).await;
@@ -119,9 +122,9 @@ async fn a_beginning_that_breaks_off_is_completed_from_where_it_broke() {
         assert_eq!(brought(&mount).await, LaunchPhase::Complete);
         assert_eq!(launch_ranges(&log), [HEAD_TAIL_BYTES..set.bytes, after..HEAD_TAIL_BYTES], "{after}");
         assert_eq!(other_ranges(&log), 0);
+        // Files that no launch reads are compared, too.
         assert_complete(&mount, &source).await;
-        let fetches = mount.statistics().fetches;
-        assert!(fetches.requests >= 2 && fetches.bytes_fetched >= set.bytes);
+        assert_eq!(mount.launch_statistics().bytes_received, set.bytes);
     }
 }
 
@@ -130,12 +133,15 @@ async fn a_beginning_that_stops_for_good_is_asked_for_after_the_deadline() {
     let stage = Stage::new();
     let (source, set) = published(&stage).await;
     let after = 300 << 10;
-    let begun = tokio::time::Instant::now();
     let stall = move |front| Fault::Stall { after_bytes: front + after };
     let (log, mount) = launched_through(&stage, "cache", stall).await;
     // Nothing waits for it: neither mounting nor reads.
-    read_all(&mount, &source, &launch_files()).await;
-    assert!(begun.elapsed() < DEADLINE, "{:?}", begun.elapsed());
+    let reading = tokio::spawn({
+        let (mount, source) = (mount.clone(), source.clone());
+        async move { read_all(&mount, &source, &launch_files()).await }
+    });
+    let ((), took) = let_time_pass(Duration::MAX, reading).await;
+    assert!(took < DEADLINE, "all reads together took {took:?}");
     assert_complete(&mount, &source).await;
     assert_eq!(launch_ranges(&log), [HEAD_TAIL_BYTES..set.bytes, after..HEAD_TAIL_BYTES]);
 }
@@ -145,7 +151,8 @@ async fn damage_behind_head_spoils_nothing() {
     let stage = Stage::new();
     let (source, set) = published(&stage).await;
     let index = u64::from(set.index.stored);
-    for (i, at) in [0, index / 2, index - 1, index, index + 40, 300 << 10, HEAD_TAIL_BYTES - 1].into_iter().enumerate() {
+    for (i, at) in [0, index / 2, index - 1, index, index + 40, 300 << 10, HEAD_TAIL_BYTES - 1].into_iter().enumerate()
+    {
         let corrupt = move |front| Fault::Corrupt { at_byte: front + at };
         let (log, mount) = launched_through(&stage, &format!("bad-{i}"), corrupt).await;
         assert_complete(&mount, &source).await;
@@ -176,4 +183,95 @@ async fn a_head_that_was_cut_or_made_longer_behind_its_entries_launches_all_the_
         assert_eq!(machine.requests(), (if i < 3 { 2 } else { 1 }, 0), "{:?}", machine.log.requests());
         read_all(&mount, &source, &launch_files()).await;
     }
+}
+
+/// The launch object that the stored `head` says its tail is of, after comparing the tail with it.
+fn stored_tail(stage: &Stage) -> Option<Hash> {
+    let bytes = Bytes::from(fs::read(stage.package_dir().join("head")).unwrap());
+    let front = bytes_before_tail(&bytes).unwrap();
+    let of = Head::parse(&bytes.slice(..front)).unwrap().tail();
+    let Some(TailOf { object, object_bytes, bytes: length }) = of else {
+        assert_eq!(bytes.len(), front);
+        return None;
+    };
+    let whole = fs::read(stage.package_dir().join(format!("launch/{object}"))).unwrap();
+    assert_eq!((whole.len() as u64, u64::from(length)), (object_bytes, object_bytes.min(HEAD_TAIL_BYTES)));
+    assert!(bytes[front..] == whole[..length as usize]);
+    Some(object)
+}
+
+#[tokio::test]
+async fn all_who_write_head_write_the_beginning_of_the_default_channels_launch() {
+    let stage = Stage::new();
+    let (source, one) = published(&stage).await;
+    assert_eq!(stored_tail(&stage), Some(one.object));
+    fs::write(source.join("bin/app"), noise(7, 300 << 10)).unwrap();
+    publish_with(&stage, &source, "2", Vec::new());
+    let two = stored_tail(&stage).unwrap();
+    assert_ne!(two, one.object);
+
+    let open = || async {
+        let keys = KeyStore::new(stage.path("keys"));
+        Publisher::open(&stage.package_dir(), &keys, PublishOptions::default()).await.unwrap()
+    };
+    let mut publisher = open().await;
+    publisher.renew().await.unwrap();
+    assert_eq!(stored_tail(&stage), Some(two));
+    publisher.revoke(&"1".parse().unwrap()).unwrap();
+    publisher.commit().await.unwrap();
+    assert_eq!(stored_tail(&stage), Some(two));
+    // Another channel goes elsewhere; which one comes first by name does not matter.
+    let record = publisher.catalog().versions[1].clone();
+    let descriptor = publisher.descriptor(&record).await.unwrap();
+    publisher.add_version(&record.version, descriptor, &["alpha".parse().unwrap()], 1).unwrap();
+    publisher.commit().await.unwrap();
+    assert_eq!(stored_tail(&stage), Some(two));
+    fs::write(source.join("bin/app"), noise(8, 300 << 10)).unwrap();
+    drop(publisher);
+    publish_with(&stage, &source, "3", Vec::new());
+    let three = stored_tail(&stage).unwrap();
+    let mut publisher = open().await;
+    let descriptor = publisher.descriptor(&record).await.unwrap();
+    publisher.add_version(&record.version, descriptor, &["stable".parse().unwrap()], 1).unwrap();
+    publisher.commit().await.unwrap();
+    assert_eq!(stored_tail(&stage), Some(two), "the channel was set back from {three}");
+
+    // Without the object there is no tail; when it is back, the next publisher mends head.
+    let (object, aside) = (stage.package_dir().join(format!("launch/{two}")), stage.path("aside"));
+    fs::rename(&object, &aside).unwrap();
+    publisher.renew().await.unwrap();
+    assert_eq!(stored_tail(&stage), None);
+    drop(publisher);
+    fs::rename(&aside, &object).unwrap();
+    drop(open().await);
+    assert_eq!(stored_tail(&stage), Some(two));
+}
+
+#[tokio::test]
+async fn a_version_without_a_launch_set_has_nothing_behind_head() {
+    let stage = Stage::new();
+    let source = application(&stage);
+    stage.publish(&source, "1");
+    assert_eq!(stored_tail(&stage), None);
+}
+
+#[tokio::test]
+async fn a_poll_reads_nothing_behind_head() {
+    let stage = Stage::new();
+    let (source, _) = published(&stage).await;
+    let machine = Machine::new(&stage, "cache", u64::MAX).await;
+    let location = stage.location("stable");
+    assert_eq!(machine.host.newest(&location).await.unwrap().record.version.as_str(), "1");
+    machine.log.clear();
+    machine.host.newest(&location).await.unwrap();
+    let all = machine.log.requests();
+    assert_eq!((all.len(), all[0].delivered_bytes), (1, 0), "{all:?}");
+    // The launch object of another version stands behind it, which nobody asked for.
+    fs::write(source.join("bin/app"), noise(7, 300 << 10)).unwrap();
+    publish_with(&stage, &source, "2", Vec::new());
+    machine.log.clear();
+    assert_eq!(machine.host.newest(&location).await.unwrap().record.version.as_str(), "2");
+    let all = machine.log.requests();
+    assert!(all.iter().all(|request| request.object.as_str() == "head"), "{all:?}");
+    assert_eq!((machine.bytes_of_tail(), machine.gate.streams_alive()), (0, 0));
 }
