@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fs_core::ErrorKind;
-use fs_core::backend::{Backend, ObjectPath, ReadOptions, SmallRead, collect, open};
+use fs_core::backend::{Backend, Beginning, ObjectPath, ReadOptions, SmallRead, collect, open};
 use fs_core::config::{Credentials, OriginConfig, RetryPolicy};
 use tests::{Nginx, NginxOptions, Scheme};
 
@@ -157,6 +157,34 @@ fn a_small_object_that_is_large_is_refused() {
         assert_eq!(error.kind(), ErrorKind::BadAnswer, "{error}");
         let whole = backend.read_small(&object(OBJECT), LENGTH as u64, None).await.expect("just right");
         assert!(matches!(whole, SmallRead::Object { bytes, .. } if bytes.len() == LENGTH));
+    });
+}
+
+#[test]
+fn a_beginning_comes_first_and_the_rest_follows() {
+    for_each(|backend, _| async move {
+        let (name, wanted) = (object(OBJECT), 1_000);
+        for length in [0, wanted, LENGTH] {
+            let enough = |came: &[u8]| came.len() >= length;
+            let read = backend.read_beginning(&name, LENGTH as u64, None, &enough).await.expect("reads");
+            let Beginning::Object { front, rest, validator } = read else { panic!("nothing was known") };
+            assert!(front.len() >= length && front[..] == bytes()[..front.len()], "{length}");
+            let rest = collect(rest, LENGTH - front.len()).await.expect("reads");
+            assert!(rest == bytes()[front.len()..], "{length}");
+            let known = validator.expect("all of these give one");
+            let again = backend.read_beginning(&name, LENGTH as u64, Some(&known), &enough).await.expect("reads");
+            assert!(matches!(again, Beginning::NotModified));
+        }
+        // Whoever has enough leaves the rest, and reads on undisturbed.
+        let dropped = backend.read_beginning(&name, LENGTH as u64, None, &|came| came.len() >= wanted).await;
+        drop(dropped.expect("reads"));
+        let patience = Duration::from_secs(5);
+        let small = backend.read_beginning_within(patience, &object("small"), 100, None, &|_| false).await;
+        assert!(matches!(small, Ok(Beginning::Object { front, .. }) if front[..] == *b"small object"));
+        let Err(error) = backend.read_beginning(&name, LENGTH as u64 - 1, None, &|_| true).await else {
+            panic!("too long, however little is wanted");
+        };
+        assert_eq!(error.kind(), ErrorKind::BadAnswer, "{error}");
     });
 }
 

@@ -18,7 +18,7 @@ use fs_core::package::pack;
 use fs_core::package::profile::Profile;
 use fs_core::package::tree::PAGE_MAX_BYTES;
 use fs_core::package::tree::page::{Page, PageKind};
-use fs_core::trust::head::Head;
+use fs_core::trust::head::{Head, bytes_before_tail};
 use tests::Streamfs;
 
 /// Whether a target's parser accepts a seed.
@@ -87,6 +87,13 @@ fn write() {
     }
 }
 
+/// A package's `head` without its tail, as the target reads it.
+fn head(package: &Path) -> Vec<u8> {
+    let mut bytes = fs::read(package.join("head")).expect("a head");
+    bytes.truncate(bytes_before_tail(&bytes).expect("a head"));
+    bytes
+}
+
 type Seeds = BTreeMap<&'static str, Vec<(String, Vec<u8>)>>;
 
 fn made() -> Seeds {
@@ -108,7 +115,7 @@ fn made() -> Seeds {
     let descriptor = only("descriptors");
     add("descriptor", "small", &descriptor);
     let descriptor = Descriptor::parse(&descriptor, "published").expect("a descriptor");
-    add("head_bundle", "one-version", &fs::read(package.join("head")).expect("a head"));
+    add("head_bundle", "one-version", &head(&package));
     let stored = fs::read(package.join(descriptor.packs[0].path().as_str())).expect("a pack");
     add("pack_index", "small", &stored);
     for (number, entry) in pack::parse(&stored, "published").expect("a pack").iter().enumerate() {
@@ -128,6 +135,7 @@ fn made() -> Seeds {
     let launched = user.folder("content").join("launched");
     let arguments = ["publish", "--version", "1.0", "--json", "--profile"].map(OsStr::new);
     user.ok(arguments.into_iter().chain([recording.as_os_str(), source.as_os_str(), launched.as_os_str()]));
+    add("head_bundle", "with-a-tail", &head(&launched));
     let (descriptor, set) = launch_set(&launched);
     add("descriptor", "launch", &descriptor);
     let object = fs::read(launched.join(set.path().as_str())).expect("a launch object");
