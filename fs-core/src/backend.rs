@@ -75,6 +75,8 @@ pub type ByteStream = BoxStream<'static, Result<Bytes>>;
 pub struct ReadOptions {
     /// Ask caches between here and the origin to fetch anew, because what they gave was damaged.
     pub bypass_caches: bool,
+    /// Somebody waits for it: it shall not queue behind what nobody waits for yet.
+    pub waited_for: bool,
 }
 
 /// What an origin said of an object's state, for asking later whether it changed. Opaque.

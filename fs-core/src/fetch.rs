@@ -478,15 +478,16 @@ impl Fetcher {
         let mut waiting: std::collections::VecDeque<Claim> = run.into();
         let (Some(first), Some(last)) = (waiting.front(), waiting.back()) else { return };
         let _slot = self.turn(first.urgency, first.promoted.subscribe()).await;
-        let _demand = RequestGuard::new(self, *first.promoted.borrow());
+        let waited_for = *first.promoted.borrow();
+        let _demand = RequestGuard::new(self, waited_for);
         let object = first.wanted.object.clone();
         let range = first.wanted.offset..last.wanted.offset + u64::from(last.wanted.stored);
         let mut position = range.start;
         let mut buffer = BytesMut::new();
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let result = async {
-            let mut stream =
-                self.within(&object, self.backend.read_range(&object, range, ReadOptions::default())).await?;
+            let options = ReadOptions { waited_for, ..ReadOptions::default() };
+            let mut stream = self.within(&object, self.backend.read_range(&object, range, options)).await?;
             while let Some(piece) = self.within(&object, stream.try_next()).await? {
                 self.counters.bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
                 buffer.extend_from_slice(&piece);
@@ -555,7 +556,7 @@ impl Fetcher {
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
             let Wanted { object, offset, stored, .. } = &claim.wanted;
             let range = *offset..offset + u64::from(*stored);
-            let options = ReadOptions { bypass_caches: true };
+            let options = ReadOptions { bypass_caches: true, waited_for: claim.urgency == Urgency::Demand };
             let again =
                 async { collect(self.backend.read_range(object, range, options).await?, *stored as usize).await };
             match self.within(object, again).await {

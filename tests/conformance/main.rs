@@ -94,7 +94,7 @@ fn ranges_are_exact() {
 #[test]
 fn caches_on_the_way_can_be_passed_by() {
     for_each(|backend, _| async move {
-        let options = ReadOptions { bypass_caches: true };
+        let options = ReadOptions { bypass_caches: true, ..ReadOptions::default() };
         let stream = backend.read_range(&object(OBJECT), 10..20, options).await.expect("reads");
         assert!(collect(stream, 10).await.expect("reads") == bytes()[10..20]);
     });

@@ -4,19 +4,22 @@
 //! login portal, an answer for other bytes than those asked for, one that breaks off.
 
 mod answer;
+mod lanes;
 
 use std::error::Error as _;
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
 use futures::{StreamExt, stream};
 use reqwest::header::{self, HeaderValue};
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use url::Url;
 
+use self::lanes::{Lanes, LongBody};
 use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
@@ -31,12 +34,10 @@ const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
 
 /// A package's folder on a web server.
 pub struct HttpBackend {
-    client: Client,
+    lanes: Lanes,
     folder: Url,
     origin: String,
-    credentials: Credentials,
-    connect_timeout: Duration,
-    stall_timeout: Duration,
+    config: Arc<OriginConfig>,
 }
 
 impl fmt::Debug for HttpBackend {
@@ -61,55 +62,21 @@ impl HttpBackend {
                 "credentials are not sent to {root} over plain http, where anybody on the way can read them; use https, or set allow_plaintext_credentials for this origin in the configuration file"
             )));
         }
-        let retry = &config.retry;
-        let mut builder = Client::builder()
-            .user_agent(concat!("streamfs/", env!("CARGO_PKG_VERSION")))
-            .tcp_nodelay(true)
-            .connect_timeout(retry.connect_timeout)
-            .pool_idle_timeout(Duration::from_secs(90))
-            .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .http2_keep_alive_timeout(retry.stall_timeout)
-            .referer(false)
-            // Our own wrapper tries again, with the deadline in view.
-            .retry(reqwest::retry::never())
-            .redirect(reqwest::redirect::Policy::custom(redirect));
-        for path in &config.ca_files {
-            let pem = std::fs::read(path).map_err(|e| Error::local("read the certificate authorities in", path, e))?;
-            let bad = |why: String| {
-                Error::InvalidInput(format!("{} holds no usable certificates in PEM: {why}", path.display()))
-            };
-            let certs = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| bad(e.to_string()))?;
-            if certs.is_empty() {
-                return Err(bad("there is none in it".to_owned()));
-            }
-            builder = builder.tls_certs_merge(certs);
-        }
-        let client = builder
-            .build()
-            .map_err(|e| Error::Unsupported(format!("cannot set up the HTTP client: {}", chain(&e.without_url()))))?;
+        let config = Arc::new(config.clone());
+        let lanes = Lanes::new(client(&config)?, config.clone());
         let origin = folder.as_str().trim_end_matches('/').to_owned();
-        let (connect_timeout, stall_timeout) = (retry.connect_timeout, retry.stall_timeout);
-        let credentials = config.credentials.clone();
-        Ok(Self { client, folder, origin, credentials, connect_timeout, stall_timeout })
+        Ok(Self { lanes, folder, origin, config })
     }
 
-    fn get(&self, object: &ObjectPath) -> RequestBuilder {
+    fn url(&self, object: &ObjectPath) -> Url {
         // An object's path holds only characters that stand for themselves in a URL, and no `..`.
         let mut url = self.folder.clone();
         url.set_path(&format!("{}{object}", self.folder.path()));
-        let request = self.client.get(url).header(header::ACCEPT_ENCODING, "identity");
-        // Given with the request, not with the client: reqwest drops them when a redirect leaves the host.
-        match &self.credentials {
-            Credentials::None => request,
-            Credentials::Basic { user, password } => request.basic_auth(user, Some(password)),
-            Credentials::Bearer(token) => request.bearer_auth(token),
-        }
+        url
     }
 
     async fn send(&self, object: &ObjectPath, request: RequestBuilder) -> Result<Response> {
-        let patience = self.connect_timeout + self.stall_timeout;
+        let patience = self.config.retry.connect_timeout + self.config.retry.stall_timeout;
         match tokio::time::timeout(patience, request.send()).await {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(e)) => Err(self.failed(object, e)),
@@ -141,14 +108,14 @@ impl HttpBackend {
     }
 
     /// The body as it comes, each wait bounded, up to an end that `check` approves given the bytes that came.
-    fn body(&self, object: &ObjectPath, response: Response, expected: u64) -> ByteStream {
-        let (origin, object, stall) = (self.origin.clone(), object.clone(), self.stall_timeout);
+    fn body(&self, object: &ObjectPath, response: Response, expected: u64, long: Option<LongBody>) -> ByteStream {
+        let (origin, object, stall) = (self.origin.clone(), object.clone(), self.config.retry.stall_timeout);
         let broken = move |object: &ObjectPath, origin: &str, reason: String| Error::Unreachable {
             object: object.to_string(),
             origin: origin.to_owned(),
             reason,
         };
-        stream::try_unfold((response, 0u64), move |(mut response, came)| {
+        stream::try_unfold((response, 0u64, long), move |(mut response, came, long)| {
             let (origin, object) = (origin.clone(), object.clone());
             async move {
                 match tokio::time::timeout(stall, response.chunk()).await {
@@ -165,7 +132,7 @@ impl HttpBackend {
                     }
                     Ok(Ok(Some(piece))) => {
                         let came = came + piece.len() as u64;
-                        Ok(Some((piece, (response, came))))
+                        Ok(Some((piece, (response, came, long))))
                     }
                     Ok(Ok(None)) if came < expected => {
                         Err(broken(&object, &origin, format!("the answer ended after {came} of {expected} bytes")))
@@ -189,7 +156,7 @@ impl HttpBackend {
             }
         };
         // A page that dribbles is named without its title.
-        let _ = tokio::time::timeout(Duration::from_secs(2).min(self.stall_timeout), read).await;
+        let _ = tokio::time::timeout(Duration::from_secs(2).min(self.config.retry.stall_timeout), read).await;
         sample
     }
 }
@@ -205,7 +172,11 @@ impl Backend for HttpBackend {
             let Range { start, end } = range;
             return Err(Error::InvalidInput(format!("the range {start}..{end} of {object} holds no bytes")));
         }
-        let mut request = self.get(object).header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        let (url, config) = (self.url(object), self.config.clone());
+        let open = move |client: &Client| request(client, Method::HEAD, url, &config.credentials);
+        let (client, long) = self.lanes.take(&range, options, open);
+        let mut request = request(&client, Method::GET, self.url(object), &self.config.credentials)
+            .header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
         if options.bypass_caches {
             request = request.header(header::CACHE_CONTROL, "no-cache").header(header::PRAGMA, "no-cache");
         }
@@ -216,7 +187,7 @@ impl Backend for HttpBackend {
             StatusCode::PARTIAL_CONTENT => {
                 about.plain_encoding(&response)?;
                 about.content_range(&response, &range)?;
-                Ok(self.body(object, response, range.end - range.start))
+                Ok(self.body(object, response, range.end - range.start, long))
             }
             StatusCode::OK => {
                 let is_html = answer::says_html(&response);
@@ -234,7 +205,7 @@ impl Backend for HttpBackend {
         known: Option<&Validator>,
         enough: Enough<'_>,
     ) -> Result<Beginning> {
-        let mut request = self.get(object);
+        let mut request = request(self.lanes.ordinary(), Method::GET, self.url(object), &self.config.credentials);
         // A cache in between must ask the origin whether it changed: freshness is what small objects are read for.
         request = request.header(header::CACHE_CONTROL, "no-cache");
         if let Some((name, value)) = known.and_then(answer::condition) {
@@ -258,8 +229,8 @@ impl Backend for HttpBackend {
         let mut front = BytesMut::new();
         let mut ended = false;
         while !ended && !enough(&front) {
-            match tokio::time::timeout(self.stall_timeout, response.chunk()).await {
-                Err(_) => return Err(self.timed_out(object, self.stall_timeout)),
+            match tokio::time::timeout(self.config.retry.stall_timeout, response.chunk()).await {
+                Err(_) => return Err(self.timed_out(object, self.config.retry.stall_timeout)),
                 Ok(Err(e)) => return Err(self.failed(object, e)),
                 Ok(Ok(Some(piece))) => {
                     front.extend_from_slice(&piece);
@@ -279,15 +250,57 @@ impl Backend for HttpBackend {
         }
         let rest = match (ended, promised) {
             (true, _) => stream::empty().boxed(),
-            (false, Some(promised)) => self.body(object, response, promised - came),
+            (false, Some(promised)) => self.body(object, response, promised - came, None),
             // Without a length its end is what ends it; what is too much breaks it off.
             (false, None) => {
-                let unsure = self.body(object, response, limit_bytes - came);
+                let unsure = self.body(object, response, limit_bytes - came, None);
                 unsure.take_while(|piece| std::future::ready(piece.is_ok())).boxed()
             }
         };
         Ok(Beginning::Object { front: front.freeze(), rest, validator })
     }
+}
+
+/// A request as all are made.
+fn request(client: &Client, method: Method, url: Url, credentials: &Credentials) -> RequestBuilder {
+    let request = client.request(method, url).header(header::ACCEPT_ENCODING, "identity");
+    // Given with the request, not with the client: reqwest drops them when a redirect leaves the host.
+    match credentials {
+        Credentials::None => request,
+        Credentials::Basic { user, password } => request.basic_auth(user, Some(password)),
+        Credentials::Bearer(token) => request.bearer_auth(token),
+    }
+}
+
+/// What connects to servers as `config` says.
+fn client(config: &OriginConfig) -> Result<Client> {
+    let retry = &config.retry;
+    let mut builder = Client::builder()
+        .user_agent(concat!("streamfs/", env!("CARGO_PKG_VERSION")))
+        .tcp_nodelay(true)
+        .connect_timeout(retry.connect_timeout)
+        .pool_idle_timeout(Duration::from_secs(90))
+        .http2_initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .http2_initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .http2_keep_alive_timeout(retry.stall_timeout)
+        .referer(false)
+        // Our own wrapper tries again, with the deadline in view.
+        .retry(reqwest::retry::never())
+        .redirect(reqwest::redirect::Policy::custom(redirect));
+    for path in &config.ca_files {
+        let pem = std::fs::read(path).map_err(|e| Error::local("read the certificate authorities in", path, e))?;
+        let bad =
+            |why: String| Error::InvalidInput(format!("{} holds no usable certificates in PEM: {why}", path.display()));
+        let certs = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| bad(e.to_string()))?;
+        if certs.is_empty() {
+            return Err(bad("there is none in it".to_owned()));
+        }
+        builder = builder.tls_certs_merge(certs);
+    }
+    builder
+        .build()
+        .map_err(|e| Error::Unsupported(format!("cannot set up the HTTP client: {}", chain(&e.without_url()))))
 }
 
 /// Whether nobody between here and the server can read along.
@@ -337,4 +350,12 @@ fn chain(e: &reqwest::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+impl HttpBackend {
+    /// Waits until reads that somebody waits for have a connection of their own.
+    pub(super) async fn until_express(&self) {
+        self.lanes.until_open().await;
+    }
 }

@@ -294,7 +294,7 @@ async fn requests_say_what_they_should() {
     let server = Server::of(objects()).await;
     let backend = http(&server, OriginConfig::default());
     range(&*backend, "a/b.pack", 4..8).await.unwrap();
-    let bypass = ReadOptions { bypass_caches: true };
+    let bypass = ReadOptions { bypass_caches: true, ..ReadOptions::default() };
     backend.read_range(&object("note"), 0..1, bypass).await.unwrap().collect::<Vec<_>>().await;
     let requests: Vec<String> = server.requests().iter().map(|r| r.to_lowercase()).collect();
     assert!(
@@ -305,6 +305,55 @@ async fn requests_say_what_they_should() {
     assert!(!requests[0].contains("no-cache"));
     assert!(requests[1].contains("cache-control: no-cache") && requests[1].contains("pragma: no-cache"));
     assert_eq!(server.connections(), 1, "the connection is kept alive");
+}
+
+#[tokio::test]
+async fn who_waits_has_a_connection_beside_a_long_body() {
+    let server = Server::of(vec![("a/b.pack", content()), ("note", Bytes::from_static(b"hello"))]).await;
+    let config = OriginConfig { retry: quick(), ..OriginConfig::default() };
+    let backend = HttpBackend::new(&server.root(), &"p".parse::<PackageName>().unwrap(), &config).unwrap();
+    let (long, note) = (object("a/b.pack"), object("note"));
+    let waited_for = ReadOptions { waited_for: true, ..ReadOptions::default() };
+    let read = async |range: Range<u64>| -> Bytes {
+        let stream = backend.read_range(&note, range, waited_for).await.unwrap();
+        stream.try_collect::<Vec<_>>().await.unwrap().concat().into()
+    };
+    assert_eq!(read(0..5).await, "hello");
+    assert_eq!(server.connections(), 1, "nothing else is under way");
+
+    let body = backend.read_range(&long, 0..content().len() as u64, ReadOptions::default()).await.unwrap();
+    backend.until_express().await;
+    let opened = server.connections();
+    assert!(server.requests().iter().any(|head| head.starts_with("HEAD /p/a/b.pack ")));
+    for at in 0..4 {
+        assert_eq!(read(at..at + 1).await, b"hello"[at as usize..][..1]);
+    }
+    assert_eq!(server.connections(), opened, "reads found a connection open");
+    assert_eq!(body.try_collect::<Vec<_>>().await.unwrap().concat(), content());
+    // It is not opened again for the next long body, and not used without one.
+    let requests = server.requests().len();
+    range(&backend, "a/b.pack", 0..1_000_000).await.unwrap();
+    assert_eq!(read(0..1).await, "h");
+    assert_eq!(server.requests().len(), requests + 2);
+}
+
+#[tokio::test]
+async fn reads_go_on_where_the_other_connection_cannot_be_opened() {
+    let server = Server::of(vec![("a/b.pack", content())]).await;
+    let config = OriginConfig { retry: quick(), ..OriginConfig::default() };
+    let backend = HttpBackend::new(&server.root(), &"p".parse::<PackageName>().unwrap(), &config).unwrap();
+    server.refuse_head();
+    let body = backend.read_range(&object("a/b.pack"), 0..1_000_000, ReadOptions::default()).await.unwrap();
+    let waited_for = ReadOptions { waited_for: true, ..ReadOptions::default() };
+    for _ in 0..3 {
+        let read = backend.read_range(&object("a/b.pack"), 5..6, waited_for).await.unwrap();
+        assert_eq!(read.try_collect::<Vec<_>>().await.unwrap().concat(), content()[5..6]);
+    }
+    assert!(
+        server.requests().iter().filter(|head| head.starts_with("HEAD ")).count() < 2,
+        "it is not tried again at once"
+    );
+    assert_eq!(body.try_collect::<Vec<_>>().await.unwrap().concat(), content()[..1_000_000]);
 }
 
 #[tokio::test]

@@ -102,7 +102,11 @@ async fn read_object(
     let mut at = 0;
     while at < bytes {
         let end = (at + RANGE_BYTES).min(bytes);
-        let mut stream = mount.fetcher.backend().read_range(path, at..end, ReadOptions { bypass_caches: true }).await?;
+        let mut stream = mount
+            .fetcher
+            .backend()
+            .read_range(path, at..end, ReadOptions { bypass_caches: true, ..ReadOptions::default() })
+            .await?;
         while let Some(piece) = stream.try_next().await? {
             hasher.update(&piece);
             each(&piece);

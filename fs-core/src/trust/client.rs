@@ -413,7 +413,8 @@ async fn fetch_descriptor(
     // A cache on the way may hold a broken copy: past it once.
     if record.descriptor_bytes > 0 && record.descriptor_bytes <= HEAD_BYTES_MAX {
         let range = 0..record.descriptor_bytes;
-        let stream = backend.read_range(object, range, ReadOptions { bypass_caches: true }).await?;
+        let stream =
+            backend.read_range(object, range, ReadOptions { bypass_caches: true, ..ReadOptions::default() }).await?;
         let bytes = collect(stream, record.descriptor_bytes as usize).await?;
         if fits(&bytes) {
             return Ok(bytes);

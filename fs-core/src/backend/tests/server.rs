@@ -42,6 +42,7 @@ struct State {
     requests: Vec<String>,
     connections: u64,
     break_after: Option<(usize, u32)>,
+    refuses_head: bool,
 }
 
 pub(super) struct Server {
@@ -96,6 +97,11 @@ impl Server {
         self.state.lock().next.push_back(answer);
     }
 
+    /// Hangs up on every HEAD.
+    pub(super) fn refuse_head(&self) {
+        self.state.lock().refuses_head = true;
+    }
+
     /// Breaks the next `times` bodies off after `bytes`.
     pub(super) fn break_after(&self, bytes: usize, times: u32) {
         self.state.lock().break_after = Some((bytes, times));
@@ -128,7 +134,8 @@ async fn serve(mut socket: TcpStream, state: Arc<Mutex<State>>) {
         let answer = {
             let mut state = state.lock();
             state.requests.push(head.clone());
-            state.next.pop_front().or_else(|| state.always.clone())
+            let refused = (state.refuses_head && head.starts_with("HEAD ")).then_some(Answer::HangUp);
+            refused.or_else(|| state.next.pop_front()).or_else(|| state.always.clone())
         };
         match answer {
             Some(Answer::Bytes(bytes)) => {
@@ -181,6 +188,8 @@ fn respond(head: &str, state: &mut State) -> (Vec<u8>, bool) {
         }
         _ => body.len(),
     };
-    response.extend_from_slice(&body[..kept]);
+    if !head.starts_with("HEAD ") {
+        response.extend_from_slice(&body[..kept]);
+    }
     (response, kept == body.len())
 }
