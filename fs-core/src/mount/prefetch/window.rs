@@ -14,7 +14,7 @@ pub(super) const WINDOW_MIN_BYTES: u64 = 256 << 10;
 pub(super) const WINDOW_MAX_BYTES: u64 = 16 << 20;
 /// Part of what the line carries in a round trip that is kept under way, in percent: more than all of it, since the
 /// shortest round trip is shorter than the usual one, and what is queued at the server is there when a demand read ends.
-const FILL_PERCENT: u64 = 200;
+const FILL_PERCENT: u64 = 150;
 /// Stretches of time whose bandwidth is remembered, and the shortest of them.
 const STRETCHES: usize = 10;
 const STRETCH_MIN: Duration = Duration::from_millis(50);
