@@ -390,19 +390,23 @@ fn short_files(
     kind: Option<Kind>,
     size_max: u64,
 ) -> Result<Vec<Wanted>, Need> {
-    let mut wanted = Vec::new();
+    let mut files = Vec::new();
     for id in nodes.map(NodeId) {
-        let size = mount.walk(held, |layout, pages| {
+        files.push(mount.walk(held, |layout, pages| {
             let page = walk::node_leaf(layout, pages, id)?;
             let record = walk::record(&page, id)?;
             Ok(match record.body {
-                NodeBody::File { size, .. } if kind.is_none_or(|kind| kind == Kind::of(record.name)) => size,
-                _ => 0,
+                NodeBody::File { size, .. } => {
+                    let is_wanted = (1..=size_max).contains(&size);
+                    (id, size, is_wanted && kind.is_none_or(|kind| kind == Kind::of(record.name)))
+                }
+                _ => (id, 0, false),
             })
-        })?;
-        if (1..=size_max).contains(&size) {
-            wanted.extend(mount.not_local(held, id, &(0..size))?);
-        }
+        })?);
+    }
+    let mut wanted = Vec::new();
+    for id in index::bridged(files) {
+        wanted.extend(mount.not_local(held, id, &(0..u64::MAX))?);
     }
     Ok(wanted)
 }
@@ -417,3 +421,6 @@ async fn learned(mount: &Arc<Mount>, wanted: PathRange) -> Vec<Wanted> {
     // It is another kind of node now, or its pages cannot be had: whoever reads it is told.
     mount.answer_for(Urgency::Expected, question).await.unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

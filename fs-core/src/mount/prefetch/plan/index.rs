@@ -15,6 +15,9 @@ use crate::package::tree::walk;
 
 /// Nodes that are looked at in one go, before others get their turn.
 const NODES_AT_ONCE: u64 = 2048;
+/// Bytes between two files that are wanted that are rather brought than left out: as stored, they are about what a line
+/// carries in the time that a request takes of the few that may be under way.
+const BRIDGE_MAX_BYTES: u64 = 32 << 10;
 
 /// What kind of file a name promises: names that end alike are of one kind. Two kinds that are taken for one, since only
 /// a hash is kept, cost bandwidth.
@@ -97,7 +100,8 @@ impl Index {
         Ok(index)
     }
 
-    /// Files of one kind and up to `size_max` bytes, in stored order: those anywhere below `top`.
+    /// Files of one kind and up to `size_max` bytes, in stored order: those anywhere below `top`, and what
+    /// [`bridged`] adds.
     pub(super) fn below(&self, top: NodeId, kind: Kind, size_max: u64) -> Vec<NodeId> {
         let mut dirs = HashSet::from([top]);
         for (dir, parent) in &self.dirs {
@@ -105,8 +109,8 @@ impl Index {
                 dirs.insert(*dir);
             }
         }
-        let wanted = |f: &&File| f.kind == kind && (1..=size_max).contains(&f.size) && dirs.contains(&f.dir);
-        self.files.iter().filter(wanted).map(|f| f.node).collect()
+        let wanted = |f: &File| f.kind == kind && (1..=size_max).contains(&f.size) && dirs.contains(&f.dir);
+        bridged(self.files.iter().map(|f| (f.node, f.size, wanted(f))))
     }
 
     /// The directory that holds `dir`, unless it is the root, or none.
@@ -114,6 +118,29 @@ impl Index {
         let at = self.dirs.binary_search_by_key(&dir, |(dir, _)| *dir).ok()?;
         Some(self.dirs[at].1).filter(|parent| *parent != dir)
     }
+}
+
+/// Of files in stored order, those that are wanted, and short stretches of others between them: one request brings what
+/// stands together.
+pub(super) fn bridged(files: impl IntoIterator<Item = (NodeId, u64, bool)>) -> Vec<NodeId> {
+    let mut all = Vec::new();
+    let (mut between, mut between_bytes) = (Vec::new(), u64::MAX);
+    for (node, size, wanted) in files {
+        if wanted {
+            if between_bytes <= BRIDGE_MAX_BYTES {
+                all.append(&mut between);
+            }
+            all.push(node);
+            between.clear();
+            between_bytes = 0;
+        } else if between_bytes <= BRIDGE_MAX_BYTES {
+            between_bytes = between_bytes.saturating_add(size);
+            if size > 0 {
+                between.push(node);
+            }
+        }
+    }
+    all
 }
 
 fn look_at(mount: &Mount, held: &mut Held, nodes: Range<u64>) -> Result<Vec<(NodeId, Found)>, Need> {
@@ -156,6 +183,9 @@ mod tests {
         assert!(!same("a.sort", "a.so"));
     }
 
+    /// Too long to be bridged.
+    const LONG: u64 = BRIDGE_MAX_BYTES + 2;
+
     fn index() -> Index {
         let (so, py) = (Kind::of(b"a.so"), Kind::of(b"a.py"));
         let file = |node, dir, size, kind| File { node: NodeId(node), dir: NodeId(dir), size, kind };
@@ -164,10 +194,10 @@ mod tests {
             files: vec![
                 file(5, 1, 10, so),
                 file(6, 2, 10, so),
-                file(7, 2, 10, py),
-                file(8, 3, 10, so),
+                file(7, 2, LONG, py),
+                file(8, 3, LONG - 1, so),
                 file(10, 9, 10, so),
-                file(11, 9, 1000, so),
+                file(11, 9, LONG, so),
                 file(12, 9, 0, so),
             ],
         }
@@ -179,11 +209,27 @@ mod tests {
         let below = |top, size| -> Vec<u64> {
             index.below(NodeId(top), Kind::of(b"x.so"), size).iter().map(|node| node.0).collect()
         };
-        assert_eq!(below(2, 100), [6, 10]);
-        assert_eq!(below(2, 1000), [6, 10, 11]);
-        assert_eq!(below(1, 100), [5, 6, 8, 10]);
-        assert_eq!(below(3, 100), [8]);
-        assert_eq!(below(77, 100), []);
+        assert_eq!(below(2, LONG - 1), [6, 10]);
+        assert_eq!(below(2, LONG), [6, 10, 11]);
+        assert_eq!(below(1, LONG - 1), [5, 6, 8, 10]);
+        assert_eq!(below(3, LONG), [8]);
+        assert!(below(77, LONG).is_empty());
+    }
+
+    #[test]
+    fn short_stretches_between_wanted_files_come_with_them() {
+        let files = |sizes: &[(u64, bool)]| -> Vec<u64> {
+            let files = sizes.iter().zip(1..).map(|((size, wanted), node)| (NodeId(node), *size, *wanted));
+            bridged(files).iter().map(|node| node.0).collect()
+        };
+        let half = BRIDGE_MAX_BYTES / 2;
+        assert_eq!(files(&[(9, false), (9, true), (half, false), (half, false), (9, true), (9, false)]), [2, 3, 4, 5]);
+        assert_eq!(
+            files(&[(9, true), (half, false), (half + 1, false), (9, true), (9, false), (9, true)]),
+            [1, 4, 5, 6]
+        );
+        assert_eq!(files(&[(9, true), (0, false), (9, true)]), [1, 3], "what is empty is not to be brought");
+        assert!(files(&[(9, false)]).is_empty());
     }
 
     #[test]
