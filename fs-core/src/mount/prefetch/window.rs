@@ -1,7 +1,7 @@
 //! How many bytes that nobody waits for may be under way.
 //!
-//! About as many as the line carries in two round trips: then it is never idle, and a read that somebody waits for finds
-//! little queued before it. Both are measured: the round trip is the shortest that any fetch took, the
+//! About as many as the line carries in one and a half round trips: then it is hardly ever idle, and a read that
+//! somebody waits for finds little queued before it. Both are measured: the round trip is the shortest that any fetch took, the
 //! bandwidth the most that came in a recent stretch of time. Where reads that somebody waits for become slow, it
 //! shrinks.
 
