@@ -20,13 +20,14 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use futures::future::OptionFuture;
 use futures::stream::FuturesUnordered;
 use lru::LruCache;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
-use self::plan::{PathRange, Plan};
+use self::plan::{Kind, PathRange, Plan};
 use self::window::Window;
 use super::Mount;
 use super::learn::{LearnedSets, Learner};
@@ -52,8 +53,8 @@ const START_FILES_LEARNED: usize = 16;
 const FAR: Duration = Duration::from_millis(15);
 /// Reads that waited and were not looked at yet.
 const TOUCHED_MAX: usize = 1024;
-/// Nodes whose directories are remembered.
-const PARENTS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("it is not zero");
+/// Nodes whose directories and kinds are remembered.
+const NAMES_MAX: NonZeroUsize = NonZeroUsize::new(1 << 16).expect("it is not zero");
 
 /// How launches without a publisher's launch set are helped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,7 +103,8 @@ pub(super) struct Assistance {
     reads: AtomicU64,
     last_read_ms: AtomicU64,
     touched: Mutex<VecDeque<Touched>>,
-    parents: Mutex<LruCache<NodeId, NodeId>>,
+    /// In which directory each node was found, and what kind of file its name promises.
+    names: Mutex<LruCache<NodeId, (NodeId, Kind)>>,
     learned_ranges: AtomicU64,
     bytes: AtomicU64,
     work: watch::Sender<Work>,
@@ -155,7 +157,7 @@ impl Assistance {
             reads: AtomicU64::new(0),
             last_read_ms: AtomicU64::new(0),
             touched: Mutex::default(),
-            parents: Mutex::new(LruCache::new(PARENTS_MAX)),
+            names: Mutex::new(LruCache::new(NAMES_MAX)),
             learned_ranges: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             work: watch::Sender::default(),
@@ -191,11 +193,13 @@ impl Assistance {
 
     fn note(&self, event: &Observed) {
         match &event.operation {
-            Operation::Lookup { parent, found: Some(node), .. } => drop(self.parents.lock().put(*node, *parent)),
+            Operation::Lookup { parent, name, found: Some(node) } => {
+                self.names.lock().put(*node, (*parent, Kind::of(name)));
+            }
             Operation::List { dir, entries } => {
-                let mut parents = self.parents.lock();
-                for (_, node) in entries {
-                    parents.put(*node, *dir);
+                let mut names = self.names.lock();
+                for (name, node) in entries {
+                    names.put(*node, (*dir, Kind::of(name)));
                 }
             }
             Operation::Read { node, offset, .. } => {
@@ -218,8 +222,8 @@ impl Assistance {
         }
     }
 
-    fn parent(&self, node: NodeId) -> Option<NodeId> {
-        self.parents.lock().get(&node).copied()
+    fn name(&self, node: NodeId) -> Option<(NodeId, Kind)> {
+        self.names.lock().get(&node).copied()
     }
 }
 
@@ -306,17 +310,18 @@ async fn bring_learned(mut run: Run<'_>, ranges: Vec<PathRange>) {
 async fn bring_near(mut run: Run<'_>, first: Vec<Touched>) -> crate::Result<()> {
     let assistance = run.assistance;
     run.take_in(first);
-    let mut everything = false;
+    let mut far = false;
     let mut nothing_left = false;
+    let mut reads_index = false;
+    let mut index = OptionFuture::default();
     loop {
         let touched: Vec<Touched> = assistance.touched.lock().drain(..).collect();
         nothing_left &= touched.is_empty();
         run.take_in(touched);
-        // The line is far enough that whatever might be read is worth bringing.
-        if !everything && run.window.round_trip().is_some_and(|shortest| shortest >= FAR) {
-            everything = true;
+        if !far && run.window.round_trip().is_some_and(|shortest| shortest >= FAR) {
+            far = true;
             nothing_left = false;
-            run.plan.add_everything();
+            run.plan.is_far();
         }
         let quiet = assistance.quiet_for();
         if quiet >= assistance.policy.quiet || assistance.is_gone() || run.is_spent() {
@@ -325,7 +330,16 @@ async fn bring_near(mut run: Run<'_>, first: Vec<Touched>) -> crate::Result<()> 
         if !nothing_left {
             nothing_left = !run.fill().await?;
         }
+        if !reads_index && let Some(read) = run.plan.wants_index() {
+            reads_index = true;
+            index = Some(Box::pin(read)).into();
+        }
         tokio::select! {
+            Some(files) = &mut index => {
+                index = OptionFuture::default();
+                run.plan.know(files?);
+                nothing_left = false;
+            }
             Some(done) = run.under_way.next(), if !run.under_way.is_empty() => run.came(done),
             () = assistance.news.notified() => {}
             () = tokio::time::sleep(assistance.policy.quiet.saturating_sub(quiet)) => {}
@@ -358,7 +372,7 @@ impl<'a> Run<'a> {
 
     fn take_in(&mut self, touched: Vec<Touched>) {
         for Touched { node, offset, at, origin } in touched {
-            self.plan.touched(node, offset, self.assistance.parent(node));
+            self.plan.touched(node, offset, self.assistance.name(node));
             if let Some(waited) = origin {
                 self.window.demand(at, waited);
             }

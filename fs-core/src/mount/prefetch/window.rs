@@ -1,7 +1,7 @@
 //! How many bytes that nobody waits for may be under way.
 //!
-//! About as many as the line carries in two round trips: then it is never idle, and a read that somebody waits for finds
-//! little queued before it. Both are measured: the round trip is the shortest that any fetch took, the
+//! About as many as the line carries in one and a half round trips: then it is hardly ever idle, and a read that
+//! somebody waits for finds little queued before it. Both are measured: the round trip is the shortest that any fetch took, the
 //! bandwidth the most that came in a recent stretch of time. Where reads that somebody waits for become slow, it
 //! shrinks.
 
@@ -14,7 +14,7 @@ pub(super) const WINDOW_MIN_BYTES: u64 = 256 << 10;
 pub(super) const WINDOW_MAX_BYTES: u64 = 16 << 20;
 /// Part of what the line carries in a round trip that is kept under way, in percent: more than all of it, since the
 /// shortest round trip is shorter than the usual one, and what is queued at the server is there when a demand read ends.
-const FILL_PERCENT: u64 = 200;
+const FILL_PERCENT: u64 = 150;
 /// Stretches of time whose bandwidth is remembered, and the shortest of them.
 const STRETCHES: usize = 10;
 const STRETCH_MIN: Duration = Duration::from_millis(50);
