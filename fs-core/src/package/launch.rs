@@ -28,8 +28,9 @@ pub const LAUNCH_ENTRIES_MAX: usize = 1 << 18;
 pub const LAUNCH_BODY_MAX_BYTES: u64 = 16 << 30;
 /// Most bytes of a launch object: an index and a body that do not compress, with what zstd adds to such.
 pub const LAUNCH_OBJECT_MAX_BYTES: u64 = LAUNCH_BODY_MAX_BYTES + (LAUNCH_BODY_MAX_BYTES >> 8) + (64 << 20);
-/// Window of the body's frame as a power of two: what a reader must keep of what it decoded, 8 MiB.
-pub const LAUNCH_WINDOW_LOG: u32 = 23;
+/// Window of the body's frame as a power of two: what a reader must keep of what it decoded, 32 MiB
+/// at most.
+pub const LAUNCH_WINDOW_LOG: u32 = 25;
 /// Most bytes of an index.
 pub const LAUNCH_INDEX_MAX_BYTES: usize = 4 + LAUNCH_ENTRIES_MAX * PAGE_ENTRY_BYTES;
 /// Most launch sets of one version.

@@ -7,6 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::mpsc::error::SendError;
 
 use super::index_blob;
 use super::pieces::Pieces;
@@ -23,8 +24,9 @@ use crate::trust::tail::Tail;
 
 /// Blocks that may wait for the disk: when it is slower than the line, the line waits.
 const WAITING_FOR_DISK_MAX: usize = 256;
-/// Pieces of the stream that may wait to be decoded.
+/// Pieces of the stream that may wait to be decoded, and how long one is at most.
 const PIECES_WAITING_MAX: usize = 64;
+const PIECE_BYTES_MAX: usize = 64 << 10;
 /// After so much of a stream, what was here before is weighed against what was not.
 const PROBE_BYTES: u64 = 2 << 20;
 
@@ -99,7 +101,7 @@ pub(super) async fn receive(
             return Err(Stop::Wrong);
         }
         if let Some(worker) = &worker
-            && worker.pieces.send(body).await.is_err()
+            && worker.take(body).await.is_err()
         {
             break;
         }
@@ -160,6 +162,14 @@ impl Worker {
             outcome
         });
         Self { pieces, ended }
+    }
+
+    /// Has `piece` decoded after those before it; waits while too much waits for that. Fails if the decoder has ended.
+    async fn take(&self, mut piece: Bytes) -> std::result::Result<(), SendError<Bytes>> {
+        while piece.len() > PIECE_BYTES_MAX {
+            self.pieces.send(piece.split_to(PIECE_BYTES_MAX)).await?;
+        }
+        self.pieces.send(piece).await
     }
 
     async fn finish(self) -> std::result::Result<(), Stop> {

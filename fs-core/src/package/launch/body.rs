@@ -6,8 +6,10 @@ use zstd::stream::raw::{CParameter, DParameter, Decoder, Encoder, InBuffer, Oper
 use super::{LAUNCH_WINDOW_LOG, LaunchEntry};
 use crate::error::{Error, Result};
 
-/// zstd level of bodies: they are made once and fetched at every first launch.
+/// zstd level of indices and profiles: they are made once and fetched at every first launch.
 pub const LAUNCH_LEVEL: i32 = 19;
+/// zstd level of bodies, whose tables take some 400 MiB where the window is as large as it may be.
+const BODY_LEVEL: i32 = 22;
 /// After so many bytes the encoder is flushed: what came before can then be decoded without what comes after. It costs
 /// nothing (docs/PROFILES.md): entries rarely resemble each other so much that one set of tables suits several.
 const FLUSH_EVERY_BYTES: usize = 32 << 10;
@@ -134,14 +136,18 @@ pub struct BodyEncoder {
 }
 
 impl BodyEncoder {
-    /// An encoder of an empty body.
+    /// An encoder of a body whose entries are `bytes` together.
     ///
     /// # Errors
     /// `Local` if there is no memory for it.
-    pub fn new() -> Result<Self> {
+    pub fn new(bytes: u64) -> Result<Self> {
         let no_memory = |e| Error::local("prepare", "the compressor", e);
-        let mut encoder = Encoder::new(LAUNCH_LEVEL).map_err(no_memory)?;
-        encoder.set_parameter(CParameter::WindowLog(LAUNCH_WINDOW_LOG)).map_err(no_memory)?;
+        let mut encoder = Encoder::new(BODY_LEVEL).map_err(no_memory)?;
+        if bytes > 1 << LAUNCH_WINDOW_LOG {
+            encoder.set_parameter(CParameter::WindowLog(LAUNCH_WINDOW_LOG)).map_err(no_memory)?;
+        }
+        // Short bodies take small tables then, and their readers a small window.
+        encoder.set_pledged_src_size(Some(bytes)).map_err(no_memory)?;
         Ok(Self { encoder, stored: Vec::new(), buffer: vec![0; 128 << 10], since_flush: 0 })
     }
 
@@ -176,7 +182,7 @@ impl BodyEncoder {
     /// The end of the frame.
     ///
     /// # Errors
-    /// `Local` if the compressor fails.
+    /// `Local` if the compressor fails, or the entries were not as many bytes as was said.
     pub fn finish(mut self) -> Result<Vec<u8>> {
         loop {
             let mut output = OutBuffer::around(&mut self.buffer[..]);
@@ -214,7 +220,7 @@ mod tests {
     }
 
     fn encode(parts: &[Vec<u8>]) -> Vec<u8> {
-        let mut encoder = BodyEncoder::new().unwrap();
+        let mut encoder = BodyEncoder::new(parts.iter().map(|part| part.len() as u64).sum()).unwrap();
         let mut body = Vec::new();
         for part in parts {
             body.extend(encoder.add(part).unwrap());

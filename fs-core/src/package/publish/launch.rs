@@ -178,7 +178,7 @@ impl<'a> LaunchWriter<'a> {
         let stored = Encoder::new(LAUNCH_LEVEL)?.encode(index);
         let index = PageSum { stored: stored.len() as u32, length, hash };
         write(&stored)?;
-        let mut body = BodyEncoder::new()?;
+        let mut body = BodyEncoder::new(contents.bytes)?;
         let mut file = OpenFile::default();
         for source in &contents.sources {
             if progress.cancelled() {

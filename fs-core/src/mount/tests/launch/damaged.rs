@@ -218,7 +218,8 @@ async fn pages_of_another_version_do_not_get_into_the_tree() {
     // It begins with the right root, so that it looks like one of this version.
     let mut entries = vec![(one.clone(), ours[0])];
     entries.extend(theirs[1..].iter().map(|page| (two.clone(), *page)));
-    let (mut body, mut encoder) = (Vec::new(), BodyEncoder::new().unwrap());
+    let body_bytes = entries.iter().map(|(_, page)| u64::from(page.sum.length)).sum();
+    let (mut body, mut encoder) = (Vec::new(), BodyEncoder::new(body_bytes).unwrap());
     for (mount, page) in &entries {
         let bytes = mount.fetcher.get(vec![mount.pages.wanted(page)], Urgency::Demand).await.unwrap();
         body.extend(encoder.add(&bytes[0]).unwrap());
@@ -233,7 +234,7 @@ async fn pages_of_another_version_do_not_get_into_the_tree() {
         object: Hash::of(&object),
         bytes: object.len() as u64,
         index: PageSum { stored: stored.len() as u32, length, hash },
-        body: entries.iter().map(|(_, page)| u64::from(page.sum.length)).sum(),
+        body: body_bytes,
         profile: set_of(&one).profile,
     };
     fs::write(stage.package_dir().join(set.path().as_str()), object).unwrap();
