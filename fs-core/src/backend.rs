@@ -112,8 +112,30 @@ pub enum Beginning {
     NotModified,
 }
 
-/// Whether these first bytes of an object are as many as its reader waits for.
-pub type Enough<'a> = &'a (dyn Fn(&[u8]) -> bool + Send + Sync);
+/// How much of an object its reader waits for.
+#[derive(Clone, Copy)]
+pub struct Enough<'a> {
+    is_enough: &'a (dyn Fn(&[u8]) -> bool + Send + Sync),
+    first_bytes: Option<u64>,
+}
+
+impl<'a> Enough<'a> {
+    /// `is_enough` tells whether these first bytes of the object are as many as its reader waits for.
+    pub fn when(is_enough: &'a (dyn Fn(&[u8]) -> bool + Send + Sync)) -> Self {
+        Self { is_enough, first_bytes: None }
+    }
+
+    /// The same, where nothing behind the first `bytes` is wanted: a backend that can leaves that where it is, and its
+    /// answer may end there.
+    pub fn of_first(self, bytes: u64) -> Self {
+        Self { first_bytes: Some(bytes), ..self }
+    }
+
+    /// Whether these first bytes are enough.
+    pub fn is_in(&self, front: &[u8]) -> bool {
+        (self.is_enough)(front)
+    }
+}
 
 /// A way to read the stored objects of one package.
 #[async_trait]
@@ -128,7 +150,8 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream>;
 
     /// Reads an object from its beginning, unless it is unchanged since `known`: returns as soon as what has come is
-    /// `enough`, and hands on what follows. That may break off; nobody tries again then but the caller.
+    /// `enough`, and hands on what follows. That may break off, with an error or, where the origin tells no length, without;
+    /// nobody tries again then but the caller.
     ///
     /// # Errors
     /// As `read_range`, and `BadAnswer` if the object is longer than `limit_bytes`; from the call or from the stream.
@@ -165,7 +188,7 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// As `read_beginning`.
     async fn read_small(&self, object: &ObjectPath, limit_bytes: u64, known: Option<&Validator>) -> Result<SmallRead> {
-        Ok(match self.read_beginning(object, limit_bytes, known, &|_| false).await? {
+        Ok(match self.read_beginning(object, limit_bytes, known, Enough::when(&|_| false)).await? {
             Beginning::Object { front, validator, .. } => SmallRead::Object { bytes: front, validator },
             Beginning::NotModified => SmallRead::NotModified,
         })

@@ -257,6 +257,11 @@ impl Fetcher {
         &self.runtime
     }
 
+    /// No wait is longer.
+    pub(crate) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     /// Counters since it was made.
     pub fn statistics(&self) -> FetchStatistics {
         let c = &self.counters;
@@ -556,7 +561,7 @@ impl Fetcher {
             self.counters.requests.fetch_add(1, Ordering::Relaxed);
             let Wanted { object, offset, stored, .. } = &claim.wanted;
             let range = *offset..offset + u64::from(*stored);
-            let options = ReadOptions { bypass_caches: true, waited_for: claim.urgency == Urgency::Demand };
+            let options = ReadOptions { bypass_caches: true, waited_for: *claim.promoted.borrow() };
             let again =
                 async { collect(self.backend.read_range(object, range, options).await?, *stored as usize).await };
             match self.within(object, again).await {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fs_core::ErrorKind;
-use fs_core::backend::{Backend, Beginning, ObjectPath, ReadOptions, SmallRead, collect, open};
+use fs_core::backend::{Backend, Beginning, Enough, ObjectPath, ReadOptions, SmallRead, collect, open};
 use fs_core::config::{Credentials, OriginConfig, RetryPolicy};
 use tests::{Nginx, NginxOptions, Scheme};
 
@@ -166,22 +166,37 @@ fn a_beginning_comes_first_and_the_rest_follows() {
         let (name, wanted) = (object(OBJECT), 1_000);
         for length in [0, wanted, LENGTH] {
             let enough = |came: &[u8]| came.len() >= length;
-            let read = backend.read_beginning(&name, LENGTH as u64, None, &enough).await.expect("reads");
+            let read = backend.read_beginning(&name, LENGTH as u64, None, Enough::when(&enough)).await.expect("reads");
             let Beginning::Object { front, rest, validator } = read else { panic!("nothing was known") };
             assert!(front.len() >= length && front[..] == bytes()[..front.len()], "{length}");
             let rest = collect(rest, LENGTH - front.len()).await.expect("reads");
             assert!(rest == bytes()[front.len()..], "{length}");
             let known = validator.expect("all of these give one");
-            let again = backend.read_beginning(&name, LENGTH as u64, Some(&known), &enough).await.expect("reads");
+            let again =
+                backend.read_beginning(&name, LENGTH as u64, Some(&known), Enough::when(&enough)).await.expect("reads");
             assert!(matches!(again, Beginning::NotModified));
         }
+        // Less may come where no more is wanted, and never anything else.
+        for first in [1, 1_000, LENGTH as u64, LENGTH as u64 + 10] {
+            let enough = Enough::when(&|_| false).of_first(first);
+            let read = backend.read_beginning(&name, LENGTH as u64, None, enough).await.expect("reads");
+            let Beginning::Object { front, .. } = read else { panic!("nothing was known") };
+            assert!(front.len() as u64 >= first.min(LENGTH as u64) && front[..] == bytes()[..front.len()], "{first}");
+            let short = backend.read_beginning(&name, LENGTH as u64 - 1, None, enough).await;
+            assert!(
+                short.is_err_and(|error| error.kind() == ErrorKind::BadAnswer),
+                "too long, however little is wanted"
+            );
+        }
         // Whoever has enough leaves the rest, and reads on undisturbed.
-        let dropped = backend.read_beginning(&name, LENGTH as u64, None, &|came| came.len() >= wanted).await;
+        let dropped =
+            backend.read_beginning(&name, LENGTH as u64, None, Enough::when(&|came| came.len() >= wanted)).await;
         drop(dropped.expect("reads"));
         let patience = Duration::from_secs(5);
-        let small = backend.read_beginning_within(patience, &object("small"), 100, None, &|_| false).await;
+        let small =
+            backend.read_beginning_within(patience, &object("small"), 100, None, Enough::when(&|_| false)).await;
         assert!(matches!(small, Ok(Beginning::Object { front, .. }) if front[..] == *b"small object"));
-        let Err(error) = backend.read_beginning(&name, LENGTH as u64 - 1, None, &|_| true).await else {
+        let Err(error) = backend.read_beginning(&name, LENGTH as u64 - 1, None, Enough::when(&|_| true)).await else {
             panic!("too long, however little is wanted");
         };
         assert_eq!(error.kind(), ErrorKind::BadAnswer, "{error}");

@@ -167,7 +167,7 @@ impl Backend for Faults {
             front.truncate(usize::try_from(after_bytes).unwrap_or(usize::MAX));
         }
         // What is read whole ends with its front.
-        let too_early = !enough(&front);
+        let too_early = !enough.is_in(&front);
         let (front, rest) = match fault {
             Some(Fault::Truncate { .. }) if too_early => {
                 return Err(self.broken(object, "injected: the connection broke"));

@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::BytesMut;
-use futures::{StreamExt, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use reqwest::header::{self, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use url::Url;
 
-use self::lanes::{Lanes, LongBody};
+use self::lanes::Lanes;
 use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
@@ -107,15 +107,46 @@ impl HttpBackend {
         answer::Context { object, origin: &self.origin }
     }
 
+    /// The answer to a request for `range`, which is that.
+    async fn ask_range(
+        &self,
+        client: &Client,
+        object: &ObjectPath,
+        range: &Range<u64>,
+        options: ReadOptions,
+    ) -> Result<Response> {
+        let mut request = request(client, Method::GET, self.url(object), &self.config.credentials)
+            .header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
+        if options.bypass_caches {
+            request = request.header(header::CACHE_CONTROL, "no-cache").header(header::PRAGMA, "no-cache");
+        }
+        let response = self.send(object, request).await?;
+        let about = self.answer(object);
+        about.refusal(&response)?;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                about.plain_encoding(&response)?;
+                about.content_range(&response, range)?;
+                Ok(response)
+            }
+            StatusCode::OK => {
+                let is_html = answer::says_html(&response);
+                let sample = if is_html { self.sample(response).await } else { Vec::new() };
+                Err(if is_html { about.html(&sample) } else { about.ignores_range() })
+            }
+            other => Err(about.unexpected(other)),
+        }
+    }
+
     /// The body as it comes, each wait bounded, up to an end that `check` approves given the bytes that came.
-    fn body(&self, object: &ObjectPath, response: Response, expected: u64, long: Option<LongBody>) -> ByteStream {
+    fn body(&self, object: &ObjectPath, response: Response, expected: u64) -> ByteStream {
         let (origin, object, stall) = (self.origin.clone(), object.clone(), self.config.retry.stall_timeout);
         let broken = move |object: &ObjectPath, origin: &str, reason: String| Error::Unreachable {
             object: object.to_string(),
             origin: origin.to_owned(),
             reason,
         };
-        stream::try_unfold((response, 0u64, long), move |(mut response, came, long)| {
+        stream::try_unfold((response, 0u64), move |(mut response, came)| {
             let (origin, object) = (origin.clone(), object.clone());
             async move {
                 match tokio::time::timeout(stall, response.chunk()).await {
@@ -132,7 +163,7 @@ impl HttpBackend {
                     }
                     Ok(Ok(Some(piece))) => {
                         let came = came + piece.len() as u64;
-                        Ok(Some((piece, (response, came, long))))
+                        Ok(Some((piece, (response, came))))
                     }
                     Ok(Ok(None)) if came < expected => {
                         Err(broken(&object, &origin, format!("the answer ended after {came} of {expected} bytes")))
@@ -173,28 +204,19 @@ impl Backend for HttpBackend {
             return Err(Error::InvalidInput(format!("the range {start}..{end} of {object} holds no bytes")));
         }
         let (url, config) = (self.url(object), self.config.clone());
-        let open = move |client: &Client| request(client, Method::HEAD, url, &config.credentials);
-        let (client, long) = self.lanes.take(&range, options, open);
-        let mut request = request(&client, Method::GET, self.url(object), &self.config.credentials)
-            .header(header::RANGE, format!("bytes={}-{}", range.start, range.end - 1));
-        if options.bypass_caches {
-            request = request.header(header::CACHE_CONTROL, "no-cache").header(header::PRAGMA, "no-cache");
-        }
-        let response = self.send(object, request).await?;
-        let about = self.answer(object);
-        about.refusal(&response)?;
-        match response.status() {
-            StatusCode::PARTIAL_CONTENT => {
-                about.plain_encoding(&response)?;
-                about.content_range(&response, &range)?;
-                Ok(self.body(object, response, range.end - range.start, long))
+        let open = move |client: &Client| {
+            request(client, Method::GET, url, &config.credentials).header(header::RANGE, "bytes=0-0")
+        };
+        let lane = self.lanes.take(&range, options, open);
+        match self.ask_range(&lane.client, object, &range, options).await {
+            Ok(response) => {
+                let body = self.body(object, response, range.end - range.start);
+                Ok(body.inspect_err(move |_| lane.failed()).boxed())
             }
-            StatusCode::OK => {
-                let is_html = answer::says_html(&response);
-                let sample = if is_html { self.sample(response).await } else { Vec::new() };
-                Err(if is_html { about.html(&sample) } else { about.ignores_range() })
+            Err(error) => {
+                lane.failed();
+                Err(error)
             }
-            other => Err(about.unexpected(other)),
         }
     }
 
@@ -211,24 +233,32 @@ impl Backend for HttpBackend {
         if let Some((name, value)) = known.and_then(answer::condition) {
             request = request.header(name, value);
         }
+        let wanted = enough.first_bytes.filter(|wanted| *wanted > 0);
+        if let Some(wanted) = wanted {
+            request = request.header(header::RANGE, format!("bytes=0-{}", wanted - 1));
+        }
         let mut response = self.send(object, request).await?;
         let about = self.answer(object);
         if response.status() == StatusCode::NOT_MODIFIED && known.is_some() {
             return Ok(Beginning::NotModified);
         }
         about.refusal(&response)?;
-        if response.status() != StatusCode::OK {
-            return Err(about.unexpected(response.status()));
-        }
+        let (promised, whole) = match (response.status(), wanted) {
+            (StatusCode::OK, _) => (response.content_length(), response.content_length()),
+            (StatusCode::PARTIAL_CONTENT, Some(wanted)) => {
+                let (promised, whole) = about.first_bytes(&response, wanted)?;
+                (Some(promised), whole)
+            }
+            (other, _) => return Err(about.unexpected(other)),
+        };
         about.plain_encoding(&response)?;
-        let promised = response.content_length();
-        if promised.is_some_and(|n| n > limit_bytes) {
+        if promised.max(whole).is_some_and(|n| n > limit_bytes) {
             return Err(about.too_long(limit_bytes));
         }
         let (says_html, validator) = (answer::says_html(&response), answer::validator(&response));
         let mut front = BytesMut::new();
         let mut ended = false;
-        while !ended && !enough(&front) {
+        while !ended && !enough.is_in(&front) {
             match tokio::time::timeout(self.config.retry.stall_timeout, response.chunk()).await {
                 Err(_) => return Err(self.timed_out(object, self.config.retry.stall_timeout)),
                 Ok(Err(e)) => return Err(self.failed(object, e)),
@@ -250,10 +280,10 @@ impl Backend for HttpBackend {
         }
         let rest = match (ended, promised) {
             (true, _) => stream::empty().boxed(),
-            (false, Some(promised)) => self.body(object, response, promised - came, None),
+            (false, Some(promised)) => self.body(object, response, promised - came),
             // Without a length its end is what ends it; what is too much breaks it off.
             (false, None) => {
-                let unsure = self.body(object, response, limit_bytes - came, None);
+                let unsure = self.body(object, response, limit_bytes - came);
                 unsure.take_while(|piece| std::future::ready(piece.is_ok())).boxed()
             }
         };

@@ -139,7 +139,7 @@ impl Backend for LocalBackend {
         known: Option<&Validator>,
         enough: Enough<'_>,
     ) -> Result<Beginning> {
-        let known = known.cloned();
+        let (known, first_bytes) = (known.cloned(), enough.first_bytes);
         let opened = blocking(object, &self.origin, self.path(object), move |path| {
             let (mut file, meta) = open(path)?;
             let validator = validator(&meta);
@@ -150,18 +150,19 @@ impl Backend for LocalBackend {
                 let why = format!("it is longer than the {limit_bytes} bytes allowed");
                 return Err(io::Error::new(io::ErrorKind::InvalidData, why));
             }
-            let first = read_piece(&mut file, meta.len())?;
-            let left = meta.len() - first.len() as u64;
+            let wanted = first_bytes.unwrap_or(u64::MAX).min(meta.len());
+            let first = read_piece(&mut file, wanted)?;
+            let left = wanted - first.len() as u64;
             Ok(Some((file, first, left, validator)))
         });
         let Some((file, first, left, validator)) = opened.await? else { return Ok(Beginning::NotModified) };
         let validator = Some(validator);
         let mut rest = self.rest(object, file, left);
-        if left == 0 || enough(&first) {
+        if left == 0 || enough.is_in(&first) {
             return Ok(Beginning::Object { front: first, rest, validator });
         }
         let mut front = BytesMut::from(first);
-        while !enough(&front)
+        while !enough.is_in(&front)
             && let Some(piece) = rest.try_next().await?
         {
             front.extend_from_slice(&piece);

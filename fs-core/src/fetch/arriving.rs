@@ -46,8 +46,12 @@ pub(crate) struct Arriving {
 #[derive(Debug, Default)]
 struct State {
     order: Option<Order>,
-    /// When the order was known, which is one round trip after the beginning.
+    /// When the order was known, which is one round trip after the beginning; or what was asked for then began to come.
     ordered_after: Duration,
+    /// What comes is what stood behind `head`: neither how soon nor how fast it comes says anything of the rest.
+    ahead: bool,
+    /// Entries that had come at `ordered_after`.
+    ordered_at: usize,
     /// Entries that have come.
     next: usize,
     waiting: Vec<Waiting>,
@@ -85,13 +89,14 @@ enum Outlook {
 }
 
 impl Order {
-    /// When `entry` comes, if `next` entries came while it has been `flowing`.
-    fn expected(&self, next: usize, entry: usize, flowing: Duration) -> Duration {
-        let came = next.checked_sub(1).map_or(0, |last| self.ends[last]);
+    /// When `entry` comes, if those from `first` to before `next` came while it has been `flowing`.
+    fn expected(&self, first: usize, next: usize, entry: usize, flowing: Duration) -> Duration {
+        let end_of = |next: usize| next.checked_sub(1).map_or(0, |last| self.ends[last]);
+        let came = end_of(next);
         // Another launch set's stream may have fewer entries: what it does not have never comes.
         let Some(far) = self.ends.get(entry).map(|end| end.saturating_sub(came)) else { return Duration::MAX };
         // At the average rate so far; before anything came, only what stands at the very beginning is near.
-        let rate = (came.max(64 << 10) as f64) / flowing.max(Duration::from_millis(1)).as_secs_f64();
+        let rate = ((came - end_of(first)).max(64 << 10) as f64) / flowing.max(Duration::from_millis(1)).as_secs_f64();
         Duration::try_from_secs_f64(far as f64 / rate).unwrap_or(Duration::MAX)
     }
 }
@@ -118,12 +123,16 @@ impl State {
         if self.stalled {
             return Outlook::Fetch;
         }
-        let expected = order.expected(self.next, entry, age.saturating_sub(self.ordered_after));
+        let expected = order.expected(self.ordered_at, self.next, entry, age.saturating_sub(self.ordered_after));
         self.expected += 1;
         let right = self.unexpected * RIGHT_OF <= self.expected + RIGHT_OF;
         let near = expected <= self.ordered_after.min(BEGINNING_MAX) * 2 + if right { NEAR_WHILE_RIGHT } else { NEAR };
         tracing::trace!(entry, next = self.next, ?expected, near, "a block that the launch stream brings is wanted");
-        if near { Outlook::Wait { entry: Some(entry), patience: expected * 2 + GRACE } } else { Outlook::Fetch }
+        let mut patience = expected * 2 + GRACE;
+        if self.ahead {
+            patience = patience.max(ORDER_PATIENCE.saturating_sub(age));
+        }
+        if near { Outlook::Wait { entry: Some(entry), patience } } else { Outlook::Fetch }
     }
 }
 
@@ -132,11 +141,25 @@ impl Arriving {
         Arc::new(Self { begun: Instant::now(), state: Mutex::default(), came: watch::Sender::new(0) })
     }
 
+    /// Its beginning stood behind `head` and was asked for before it.
+    pub(crate) fn begins_ahead(&self) {
+        self.state.lock().ahead = true;
+    }
+
+    /// What was asked for when it began comes now.
+    pub(crate) fn rest_comes(&self) {
+        let mut state = self.state.lock();
+        if std::mem::take(&mut state.ahead) && state.order.is_some() {
+            (state.ordered_after, state.ordered_at) = (self.begun.elapsed(), state.next);
+        }
+    }
+
     /// When `entry` is expected to have come; `None` if it has, or never will.
     pub(crate) fn expected(&self, entry: usize) -> Option<Duration> {
         let state = self.state.lock();
         let order = state.order.as_ref().filter(|_| !state.over && !state.stalled && entry >= state.next)?;
-        Some(order.expected(state.next, entry, self.begun.elapsed().saturating_sub(state.ordered_after)))
+        let flowing = self.begun.elapsed().saturating_sub(state.ordered_after);
+        Some(order.expected(state.ordered_at, state.next, entry, flowing))
     }
 
     /// Waits until `entry` has come, or nothing comes any more, but no longer than `patience`.

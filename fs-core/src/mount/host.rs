@@ -228,6 +228,8 @@ impl Host {
     ) -> Result<Pinned> {
         let package = self.package(location)?;
         let (loaded, tail) = package.load(&self.trust, trust_root).await?;
+        // Who does not want it ends its transfer at once.
+        let tail = tail.filter(|_| *launch != LaunchChoice::Off);
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
         let mount = match package.mounted(record) {
             Some(mount) => {
@@ -255,6 +257,8 @@ impl Host {
     ) -> Result<Pinned> {
         let package = self.package(location)?;
         let (loaded, tail) = package.load(&self.trust, trust_root).await?;
+        // Who does not want it ends its transfer at once.
+        let tail = tail.filter(|_| *launch != LaunchChoice::Off);
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
         let mount = open_soon(location, &package, &loaded, record, launch, tail, prepare).await?;
         let Loaded { ref freshness, trusted_on_first_use, .. } = loaded;

@@ -14,7 +14,7 @@ use tough::ExpirationEnforcement;
 
 use super::head::{HEAD_BYTES_MAX, Head};
 use super::store::{Place, Saved, TrustStore};
-use super::tail::{HeadRead, Tail, read_head};
+use super::tail::{FRONT_BYTES, HeadRead, Tail, read_head};
 use super::verify::{
     Failure, Supply, Verified, expired_error, metadata_path, root_number, root_path, untrusted, verify,
 };
@@ -149,12 +149,15 @@ struct Accepted {
 impl Loading<'_> {
     async fn load(self) -> Result<(Loaded, Option<Tail>)> {
         let (mut absent, mut tail) = (false, None);
-        let (head, validator) = match read_head(&*self.asked, None).await {
+        // Who has used the package has most of what a launch reads.
+        let front_only = self.saved.trusted.as_ref().filter(|_| self.saved.used);
+        let front_only = front_only.map(|trusted| FRONT_BYTES + 2 * trusted.encoded_bytes());
+        let (head, validator) = match read_head(&*self.asked, None, front_only).await {
             Ok(Some(HeadRead { front, after, validator })) => {
                 let validator = tag(HEAD_TAG, &front, validator.as_ref());
                 match Head::parse(&front) {
                     Ok(head) => {
-                        tail = head.tail().map(|of| Tail::new(of, after));
+                        tail = head.tail().filter(|_| front_only.is_none()).map(|of| Tail::new(of, after));
                         (Some(Arc::new(head)), Some(validator))
                     }
                     Err(error) => {
@@ -457,7 +460,7 @@ async fn poll_object(backend: &Arc<dyn Backend>, tag_name: &str, known: Option<&
     let known = known.and_then(|v| untag(tag_name, v));
     let theirs = known.as_ref().and_then(|(_, v)| v.clone());
     let read = if tag_name == HEAD_TAG {
-        read_head(&**backend, theirs.as_ref()).await?.map(|head| (head.front, head.validator))
+        read_head(&**backend, theirs.as_ref(), Some(FRONT_BYTES)).await?.map(|head| (head.front, head.validator))
     } else {
         match backend.read_small(&metadata_path("timestamp.json"), HEAD_BYTES_MAX, theirs.as_ref()).await? {
             SmallRead::NotModified => None,

@@ -62,6 +62,8 @@ pub(super) struct Saved {
     pub(super) pinned: Option<Bytes>,
     /// The metadata that was accepted last.
     pub(super) trusted: Option<Arc<Head>>,
+    /// Whether a version of it was opened.
+    pub(super) used: bool,
 }
 
 impl Saved {
@@ -146,7 +148,8 @@ fn read(dir: &Path) -> Result<Saved> {
         let first = trusted.as_ref()?.numbered("root").pop_first().map(|(_, bytes)| bytes.clone());
         first.filter(|_| dir.join("root.json").exists())
     });
-    Ok(Saved { pinned, trusted })
+    let used = dir.join("descriptors").exists();
+    Ok(Saved { pinned, trusted, used })
 }
 
 /// Whether `kept` is newer than metadata of `numbers`. A newer root counts more than all the rest, because new keys

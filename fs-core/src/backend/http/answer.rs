@@ -92,6 +92,17 @@ impl Context<'_> {
         Err(self.bad(format!("it sent other bytes ({text:?}) than asked for ({}-{})", wanted.start, wanted.end - 1)))
     }
 
+    /// Of an answer to a request for the first `wanted` bytes: how many these are, and of how many.
+    pub(super) fn first_bytes(&self, response: &Response, wanted: u64) -> Result<(u64, Option<u64>)> {
+        let text = response.headers().get(header::CONTENT_RANGE).and_then(|v| v.to_str().ok());
+        match text.and_then(parse_content_range) {
+            Some((Range { start: 0, end }, total)) if end <= wanted && total.is_none_or(|total| end <= total) => {
+                Ok((end, total))
+            }
+            _ => Err(self.bad(format!("its Content-Range ({text:?}) is not that of the first {wanted} bytes"))),
+        }
+    }
+
     pub(super) fn ignores_range(&self) -> Error {
         self.bad("the server ignores Range (it answered 200 with the whole object instead of 206 with a part); let it serve the content root as static files, with byte ranges on (nginx: no `max_ranges 0`, and `slice` or `proxy_force_ranges on` where it is a proxy; Apache: no `MaxRanges none`), or use `streamfs serve`")
     }

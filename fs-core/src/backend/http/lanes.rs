@@ -1,24 +1,25 @@
 //! Two connections to one server, so that whoever waits does not stand behind what nobody waits for yet.
 //!
 //! All streams of an HTTP/2 connection share one socket. What the server has written into it goes first: up to some
-//! megabytes of a launch stream, which take the better part of a second on a slow line. So while a long body comes, reads
-//! that somebody waits for take another connection, which is opened ahead of them, beside the body. With HTTP/1.1 every
+//! megabytes of a launch stream, which take the better part of a second on a slow line. So while long bodies come, reads
+//! that somebody waits for take another connection, which is opened ahead of them, beside the bodies. With HTTP/1.1 every
 //! read under way has a connection of its own, and opening it ahead saves the round trips of that.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use reqwest::Client;
+use reqwest::{Client, RequestBuilder, StatusCode};
 use tokio::sync::watch;
 
 use crate::backend::ReadOptions;
 use crate::config::OriginConfig;
 
-/// What is shorter leaves the line so soon that it holds nobody up.
-const LONG_BODY_BYTES: u64 = 256 << 10;
-/// Servers close connections that are idle for longer (nginx after 75 s); then a read is as well off with the other.
+/// What is shorter, all together, leaves the line so soon that it holds nobody up.
+const LONG_BODIES_BYTES: u64 = 256 << 10;
+/// Servers close connections that are idle for longer (nginx after 75 s); then a read is as well off with the other. One
+/// that failed is not tried again before.
 const FRESH_FOR: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
@@ -35,24 +36,41 @@ enum Express {
 pub(super) struct Lanes {
     ordinary: Client,
     express: Arc<watch::Sender<Express>>,
-    /// Long bodies that are coming.
-    long_bodies: Arc<AtomicUsize>,
+    /// Bytes that were asked for, and that nobody waits for, of bodies that are coming.
+    in_advance: Arc<AtomicU64>,
     config: Arc<OriginConfig>,
 }
 
-/// Counts a long body until it is dropped.
-pub(super) struct LongBody(Arc<AtomicUsize>);
+/// Counts the bytes of a body that nobody waits for until it is dropped.
+struct InAdvance(Arc<AtomicU64>, u64);
 
-impl Drop for LongBody {
+impl Drop for InAdvance {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+/// What one range is read by. To be kept until its body ends.
+pub(super) struct Lane {
+    pub(super) client: Client,
+    express: Option<Arc<watch::Sender<Express>>>,
+    _in_advance: Option<InAdvance>,
+}
+
+impl Lane {
+    /// What it was taken for failed. A server behind it may be another one than behind the ordinary connection, and out of
+    /// order: whoever tries again takes that.
+    pub(super) fn failed(&self) {
+        if let Some(express) = &self.express {
+            express.send_replace(Express::Opening(Instant::now()));
+        }
     }
 }
 
 impl Lanes {
     /// `config` is what `ordinary` was made from; another client is made from it when it is needed.
     pub(super) fn new(ordinary: Client, config: Arc<OriginConfig>) -> Self {
-        Self { ordinary, express: Arc::default(), long_bodies: Arc::default(), config }
+        Self { ordinary, express: Arc::default(), in_advance: Arc::default(), config }
     }
 
     /// For everything that is short and the only thing asked for.
@@ -60,29 +78,41 @@ impl Lanes {
         &self.ordinary
     }
 
-    /// The one to read a range by, and what to keep until its body ends. `open` makes the request that opens the other
-    /// connection; its answer does not matter.
+    /// The one to read a range by. `open` makes a request for a byte, which opens the other connection.
     pub(super) fn take(
         &self,
         range: &Range<u64>,
         options: ReadOptions,
-        open: impl FnOnce(&Client) -> reqwest::RequestBuilder + Send + 'static,
-    ) -> (Client, Option<LongBody>) {
-        if options.waited_for {
-            return (self.express().unwrap_or_else(|| self.ordinary.clone()), None);
+        open: impl FnOnce(&Client) -> RequestBuilder + Send + 'static,
+    ) -> Lane {
+        let ordinary = |in_advance| Lane { client: self.ordinary.clone(), express: None, _in_advance: in_advance };
+        let bytes = range.end - range.start;
+        let ahead = match options.waited_for {
+            true => self.in_advance.load(Ordering::Relaxed),
+            false => self.in_advance.fetch_add(bytes, Ordering::Relaxed) + bytes,
+        };
+        let mut lane = ordinary((!options.waited_for).then(|| InAdvance(self.in_advance.clone(), bytes)));
+        if ahead < LONG_BODIES_BYTES {
+            return lane;
         }
-        if range.end - range.start < LONG_BODY_BYTES {
-            return (self.ordinary.clone(), None);
+        if !options.waited_for {
+            // Once, for whoever comes; later only when somebody does.
+            if matches!(*self.express.borrow(), Express::Closed) {
+                self.open_express(open);
+            }
+            return lane;
         }
-        self.open_express(open);
-        self.long_bodies.fetch_add(1, Ordering::Relaxed);
-        (self.ordinary.clone(), Some(LongBody(self.long_bodies.clone())))
+        match self.express() {
+            Some(client) => {
+                lane.client = client;
+                lane.express = Some(self.express.clone());
+            }
+            None => self.open_express(open),
+        }
+        lane
     }
 
     fn express(&self) -> Option<Client> {
-        if self.long_bodies.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
         let mut fresh = None;
         self.express.send_if_modified(|express| {
             if let Express::Open(client, used) = express
@@ -96,7 +126,7 @@ impl Lanes {
         fresh
     }
 
-    fn open_express(&self, open: impl FnOnce(&Client) -> reqwest::RequestBuilder + Send + 'static) {
+    fn open_express(&self, open: impl FnOnce(&Client) -> RequestBuilder + Send + 'static) {
         let mut known = None;
         let begun = self.express.send_if_modified(|express| {
             let since = match express {
@@ -128,8 +158,13 @@ impl Lanes {
                     Ok(Err(_)) | Err(_) => return,
                 },
             };
-            let answered = tokio::time::timeout(patience, open(&client).send()).await;
-            if matches!(answered, Ok(Ok(_))) {
+            let byte = async {
+                let answer = open(&client).send().await.ok()?;
+                let good = answer.status() == StatusCode::PARTIAL_CONTENT;
+                // Only a connection of which the answer was read to its end can be used again.
+                (good && answer.bytes().await.is_ok()).then_some(())
+            };
+            if let Ok(Some(())) = tokio::time::timeout(patience, byte).await {
                 express.send_replace(Express::Open(client, Instant::now()));
             }
         });

@@ -42,7 +42,7 @@ struct State {
     requests: Vec<String>,
     connections: u64,
     break_after: Option<(usize, u32)>,
-    refuses_head: bool,
+    refuses_a_byte: bool,
 }
 
 pub(super) struct Server {
@@ -97,9 +97,9 @@ impl Server {
         self.state.lock().next.push_back(answer);
     }
 
-    /// Hangs up on every HEAD.
-    pub(super) fn refuse_head(&self) {
-        self.state.lock().refuses_head = true;
+    /// Hangs up on everybody who asks for the first byte of an object alone.
+    pub(super) fn refuse_a_byte(&self) {
+        self.state.lock().refuses_a_byte = true;
     }
 
     /// Breaks the next `times` bodies off after `bytes`.
@@ -134,7 +134,7 @@ async fn serve(mut socket: TcpStream, state: Arc<Mutex<State>>) {
         let answer = {
             let mut state = state.lock();
             state.requests.push(head.clone());
-            let refused = (state.refuses_head && head.starts_with("HEAD ")).then_some(Answer::HangUp);
+            let refused = (state.refuses_a_byte && is_for_a_byte(&head)).then_some(Answer::HangUp);
             refused.or_else(|| state.next.pop_front()).or_else(|| state.always.clone())
         };
         match answer {
@@ -152,6 +152,11 @@ async fn serve(mut socket: TcpStream, state: Arc<Mutex<State>>) {
             return;
         }
     }
+}
+
+/// Whether this request is for the first byte of an object alone.
+pub(super) fn is_for_a_byte(head: &str) -> bool {
+    head.to_ascii_lowercase().contains("range: bytes=0-0\r\n")
 }
 
 /// The response of a well-behaved static server, and whether it is not to be broken off.
@@ -188,8 +193,6 @@ fn respond(head: &str, state: &mut State) -> (Vec<u8>, bool) {
         }
         _ => body.len(),
     };
-    if !head.starts_with("HEAD ") {
-        response.extend_from_slice(&body[..kept]);
-    }
+    response.extend_from_slice(&body[..kept]);
     (response, kept == body.len())
 }

@@ -126,6 +126,39 @@ async fn only_the_first_waits_for_a_stream_that_stalls() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_came_ahead_says_nothing_of_the_rest() {
+    let bench = Bench::new(100, LONG);
+    bench.open();
+    let stream = bench.stream();
+    stream.begins_ahead();
+    bench.fetcher.stream_ordered(&stream, &bench.entries(0..100));
+    // At once, as what stood behind `head` does; then the rest's round trip passes.
+    for i in 0..20 {
+        bench.bring(&stream, i, i as u64);
+    }
+    let waits = bench.ask(20..21);
+    bench.waiting(&stream, 1).await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    tokio::task::yield_now().await;
+    assert_eq!(stream.waiting(), 1, "a second is no stall yet");
+    stream.rest_comes();
+    assert!(bench.bring(&stream, 20, 20));
+    assert_eq!(came(waits).await.1, Source::LaunchStream);
+    // Ten entries in a second from now on: what came before has no part in that.
+    tokio::time::advance(Duration::from_secs(1)).await;
+    for i in 21..30 {
+        bench.bring(&stream, i, i as u64);
+    }
+    let expected = stream.expected(49).unwrap();
+    assert!(expected > Duration::from_millis(1900) && expected < Duration::from_millis(2100), "{expected:?}");
+    assert_eq!(bench.log.count(), 0);
+    // Only what stood behind `head` is given that time.
+    let late = bench.ask(30..31);
+    assert_eq!(came(late).await.1, Source::Origin);
+    assert!(stream.expected(49).is_none(), "it stalled");
+}
+
+#[tokio::test(start_paused = true)]
 async fn when_an_entry_comes_follows_from_what_came() {
     let bench = Bench::new(100, LONG);
     let stream = bench.stream();

@@ -83,6 +83,7 @@ async fn serve(content: PathBuf, token: Arc<Mutex<&'static str>>) -> String {
             let (status, body, extra) = match range {
                 Some((from, to)) if status == "200 X" => {
                     let (from, to): (usize, usize) = (from.parse().unwrap(), to.parse().unwrap());
+                    let to = to.min(body.len() - 1);
                     let extra = format!("Content-Range: bytes {from}-{to}/{}\r\n", body.len());
                     ("206 X", body[from..=to].to_vec(), extra)
                 }

@@ -59,6 +59,9 @@ pub(super) async fn receive(
     tail: Option<Tail>,
 ) -> std::result::Result<(), Stop> {
     let whence = of.path().to_string();
+    if tail.is_some() {
+        stream.begins_ahead();
+    }
     let mut pieces = Pieces::new(fetcher, of, tail);
     let mut head = BytesMut::new();
     let mut worker: Option<Worker> = None;
@@ -66,6 +69,9 @@ pub(super) async fn receive(
         let asked = Instant::now();
         let Some(piece) = unless_gone(mount, pieces.next()).await? else { break };
         let waited = asked.elapsed();
+        if !pieces.is_ahead() {
+            stream.rest_comes();
+        }
         fetcher.count_bytes(piece.len() as u64);
         let Some(alive) = mount.upgrade() else { return Err(Stop::Abandoned) };
         alive.launch.counters.bytes_received.fetch_add(piece.len() as u64, Ordering::Relaxed);
@@ -82,6 +88,7 @@ pub(super) async fn receive(
                     Err(error) if pieces.begin_without_tail() => {
                         tracing::info!(%error, "what came behind head is not the launch object's beginning");
                         head.clear();
+                        alive.launch.counters.bytes_received.store(0, Ordering::Relaxed);
                         continue;
                     }
                     Err(error) => return Err(Stop::Failed(error)),

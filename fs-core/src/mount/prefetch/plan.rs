@@ -184,7 +184,8 @@ impl Plan {
         *reads += 1;
         let reads = *reads;
         // Nearer to each other, they are of one place; and every other time, it is worth looking around again.
-        if self.seen.insert(Seen::Stretch(node, offset / AFTER_BYTES, reads / 2)) {
+        let is_new = self.seen.insert(Seen::Stretch(node, offset / AFTER_BYTES, reads / 2));
+        if is_new || reads == WHOLE_AFTER_READS {
             self.add(Level::Around, Place::Around { node, offset, reads });
         }
         let Some((dir, kind)) = name else { return };

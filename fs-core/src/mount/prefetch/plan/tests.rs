@@ -159,6 +159,26 @@ async fn a_long_file_comes_around_what_is_read_and_whole_when_much_of_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_long_file_comes_whole_also_if_it_is_read_in_one_place() {
+    const SIZE: u64 = 24 << 20;
+    let stage = Stage::new();
+    let source = stage.folder("source");
+    fs::create_dir(source.join("bin")).unwrap();
+    fs::write(source.join("bin/long"), noise(1, SIZE as usize)).unwrap();
+    stage.publish(&source, "1");
+    let (host, _) = stage.recorded("cache").await;
+    let mount = stage.mount(&host, "1").await;
+    let mut plan = Plan::new(&mount);
+    plan.is_far();
+    plan.know(index(&mount).await);
+    for (at, whole) in [(0, false), (4096, false), (8192, true), (12288, false)] {
+        touch(&mount, &mut plan, "bin/long", at).await;
+        let (bytes, _) = brought(&mount, &mut plan, "bin/long").await;
+        assert_eq!(bytes == SIZE, whole, "{at}: {bytes}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_plan_of_a_mount_that_is_gone_is_empty() {
     let stage = Stage::new();
     let source = stage.folder("source");
