@@ -229,13 +229,13 @@ fn measure_all(options: &Options, places: &Places, folders: &Folders) -> Result<
     for run in 0..options.runs {
         println!("run {} of {}", run + 1, options.runs);
         one_run(&mut bench, &mut report, &columns, run)?;
+        // Hours may be spent on this: what was measured stays if it is ended.
+        write(options, "first-launch", &report.json(), &report.markdown())?;
+        if let Some(out) = &options.out {
+            plot::write(&report, &out.join("first-launch.svg"))?;
+        }
     }
-    let text = report.markdown();
-    print!("\n{text}");
-    write(options, "first-launch", &report.json(), &text)?;
-    if let Some(out) = &options.out {
-        plot::write(&report, &out.join("first-launch.svg"))?;
-    }
+    print!("\n{}", report.markdown());
     // Others may fail, which is a result; the product and the references may not.
     let failed = report.rows.iter().filter(|row| row.failure.is_some() && row.column.peer_program().is_none()).count();
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

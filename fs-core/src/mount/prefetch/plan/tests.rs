@@ -127,20 +127,26 @@ async fn brought(mount: &Arc<Mount>, plan: &mut Plan, path: &str) -> (u64, Vec<u
     (bytes, order)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_long_file_comes_around_what_is_read_and_whole_when_much_of_it_is() {
-    const SIZE: u64 = 24 << 20;
-    const AT: u64 = 10 << 20;
-    let stage = Stage::new();
+/// A mount of a version that is `bin/long`, of `bytes` bytes, from far away, and a plan that knows it.
+async fn of_a_long_file(stage: &Stage, bytes: u64) -> (Arc<Mount>, Plan) {
     let source = stage.folder("source");
     fs::create_dir(source.join("bin")).unwrap();
-    fs::write(source.join("bin/long"), noise(1, SIZE as usize)).unwrap();
+    fs::write(source.join("bin/long"), noise(1, bytes as usize)).unwrap();
     stage.publish(&source, "1");
     let (host, _) = stage.recorded("cache").await;
     let mount = stage.mount(&host, "1").await;
     let mut plan = Plan::new(&mount);
     plan.is_far();
     plan.know(index(&mount).await);
+    (mount, plan)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_file_comes_around_what_is_read_and_whole_when_much_of_it_is() {
+    const SIZE: u64 = 24 << 20;
+    const AT: u64 = 10 << 20;
+    let stage = Stage::new();
+    let (mount, mut plan) = of_a_long_file(&stage, SIZE).await;
     touch(&mount, &mut plan, "bin/long", AT).await;
     let (bytes, order) = brought(&mount, &mut plan, "bin/long").await;
     let block = 256 << 10;
@@ -162,15 +168,7 @@ async fn a_long_file_comes_around_what_is_read_and_whole_when_much_of_it_is() {
 async fn a_long_file_comes_whole_also_if_it_is_read_in_one_place() {
     const SIZE: u64 = 24 << 20;
     let stage = Stage::new();
-    let source = stage.folder("source");
-    fs::create_dir(source.join("bin")).unwrap();
-    fs::write(source.join("bin/long"), noise(1, SIZE as usize)).unwrap();
-    stage.publish(&source, "1");
-    let (host, _) = stage.recorded("cache").await;
-    let mount = stage.mount(&host, "1").await;
-    let mut plan = Plan::new(&mount);
-    plan.is_far();
-    plan.know(index(&mount).await);
+    let (mount, mut plan) = of_a_long_file(&stage, SIZE).await;
     for (at, whole) in [(0, false), (4096, false), (8192, true), (12288, false)] {
         touch(&mount, &mut plan, "bin/long", at).await;
         let (bytes, _) = brought(&mount, &mut plan, "bin/long").await;
