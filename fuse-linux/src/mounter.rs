@@ -207,9 +207,13 @@ impl<T: Tree> Serve for Version<T> {
         boundary.send_by(session.notifier());
         let (end, ended) = watch::channel(None);
         thread::Builder::new().name("streamfs-session".into()).spawn(move || {
-            let result = session.run().map_err(|error| MountError::Protocol {
-                reason: format!("reading requests from the kernel failed: {error}"),
-            });
+            let result = match session.run() {
+                // Whoever unmounts by force, or the kernel while it unmounts, aborts the connection: that is an end, too.
+                Err(error) if error.raw_os_error() == Some(libc::ECONNABORTED) => Ok(()),
+                other => other.map_err(|error| MountError::Protocol {
+                    reason: format!("reading requests from the kernel failed: {error}"),
+                }),
+            };
             // Whoever asked may be gone.
             let _ = end.send(Some(result));
         })?;
