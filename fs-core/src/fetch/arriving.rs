@@ -96,7 +96,8 @@ impl Order {
         // Another launch set's stream may have fewer entries: what it does not have never comes.
         let Some(far) = self.ends.get(entry).map(|end| end.saturating_sub(came)) else { return Duration::MAX };
         // At the average rate so far; before anything came, only what stands at the very beginning is near.
-        let rate = ((came - end_of(first)).max(64 << 10) as f64) / flowing.max(Duration::from_millis(1)).as_secs_f64();
+        let rate = (came.saturating_sub(end_of(first)).max(64 << 10) as f64)
+            / flowing.max(Duration::from_millis(1)).as_secs_f64();
         Duration::try_from_secs_f64(far as f64 / rate).unwrap_or(Duration::MAX)
     }
 }
