@@ -34,8 +34,9 @@ use crate::package::block;
 const DEMAND_REQUESTS_MAX: usize = 32;
 /// Background requests under way at once.
 const BACKGROUND_REQUESTS_MAX: usize = 4;
-/// Requests under way at once for what is expected to be read soon.
-const EXPECTED_REQUESTS_MAX: usize = 24;
+/// Requests under way at once for what is expected to be read soon: short files, of which many are needed to fill a line.
+/// With those for demand still fewer than the 100 streams that HTTP/2 servers commonly allow.
+const EXPECTED_REQUESTS_MAX: usize = 64;
 /// Longest range of a request that nobody waits for: a demand read that comes while it is under way shares the line
 /// with it, so it must be short; at 1 MiB a round trip more or less is not noticed.
 const BACKGROUND_RANGE_MAX_BYTES: u64 = 1 << 20;

@@ -347,8 +347,8 @@ async fn bring_near(mut run: Run<'_>, first: Vec<Touched>) -> crate::Result<()> 
     }
 }
 
-/// What came of one piece: when it was asked for, its stored bytes, and if it came, whether all of it crossed the line.
-type Done = (Instant, u64, crate::Result<bool>);
+/// What came of one piece: when it was asked for, its stored bytes, and if it came, how many of them crossed the line.
+type Done = (Instant, u64, crate::Result<u64>);
 
 /// Bringing pieces, as many at a time as the line carries.
 struct Run<'a> {
@@ -406,8 +406,10 @@ impl<'a> Run<'a> {
         let fetcher = self.fetcher.clone();
         let asked = Instant::now();
         let work = async move {
+            let stored: Vec<u64> = piece.iter().map(|wanted| u64::from(wanted.stored)).collect();
             let came = fetcher.get_with_source(piece, Urgency::Expected).await;
-            (asked, bytes, came.map(|blocks| blocks.iter().all(|(_, source)| *source == Source::Origin)))
+            let from_origin = |(length, (_, source))| if source == Source::Origin { length } else { 0 };
+            (asked, bytes, came.map(|blocks| stored.into_iter().zip(blocks).map(from_origin).sum()))
         };
         self.under_way.push(Box::pin(work));
     }
@@ -418,9 +420,8 @@ impl<'a> Run<'a> {
             Ok(crossed) => {
                 self.assistance.bytes.fetch_add(bytes, Ordering::Relaxed);
                 // What was here or half-way already says nothing of the line's round trip.
-                if crossed {
-                    self.window.piece(Instant::now(), bytes, asked.elapsed());
-                }
+                let took = (crossed == bytes).then(|| asked.elapsed());
+                self.window.piece(Instant::now(), crossed, took);
             }
             Err(error) => {
                 // Whoever reads there will be told.

@@ -20,9 +20,9 @@ use crate::error::Result;
 use crate::fetch::{Urgency, Wanted};
 use crate::mount::pages::Held;
 use crate::mount::{Mount, Need};
-use crate::package::NodeId;
 use crate::package::tree::page::NodeBody;
 use crate::package::tree::walk;
+use crate::package::{Hash, NodeId};
 
 /// Trees up to this long, as stored, are brought whole: about 100,000 files. Of larger ones, pages come as they are needed.
 const TREE_MAX_BYTES: u64 = 4 << 20;
@@ -114,6 +114,9 @@ pub(in crate::mount) struct Plan {
     /// How many places there were so far.
     count: u64,
     seen: HashSet<Seen>,
+    /// What was in a piece already. Places overlap, and what is under way for one is not to be counted for another, or
+    /// less than the line carries would be asked for.
+    asked: HashSet<Hash>,
     /// How often each file was waited for.
     reads: HashMap<NodeId, u64>,
     nodes_left: u64,
@@ -135,6 +138,7 @@ impl Plan {
             places: BTreeMap::new(),
             count: 0,
             seen: HashSet::new(),
+            asked: HashSet::new(),
             reads: HashMap::new(),
             nodes_left: NODES_MAX,
             small: mount.descriptor.tree.bytes <= TREE_MAX_BYTES,
@@ -226,7 +230,7 @@ impl Plan {
             let Some((key, place)) = self.take() else { return Ok(None) };
             match place {
                 Place::Ready(mut ready) => {
-                    let piece = cut(&mut ready, most);
+                    let piece = cut(&mut ready, most, &mut self.asked);
                     if !ready.is_empty() {
                         self.places.insert(key, Place::Ready(ready));
                     }
@@ -365,17 +369,18 @@ impl Mount {
     }
 }
 
-/// Takes what is still not here from the front of `ready`.
-fn cut(ready: &mut VecDeque<Wanted>, most: u64) -> Vec<Wanted> {
+/// Takes what is not here and was not `asked` for yet from the front of `ready`.
+fn cut(ready: &mut VecDeque<Wanted>, most: u64, asked: &mut HashSet<Hash>) -> Vec<Wanted> {
     let mut piece: Vec<Wanted> = Vec::new();
     let mut bytes = 0;
     while let Some(wanted) = ready.front() {
         let is_here = wanted.home.as_ref().is_some_and(|(b, at)| b.is_verified(&(*at..at + u64::from(wanted.length))));
-        if !is_here {
+        if !is_here && !asked.contains(&wanted.hash) {
             bytes += u64::from(wanted.stored);
             if bytes > most && !piece.is_empty() {
                 break;
             }
+            asked.insert(wanted.hash);
             piece.push(wanted.clone());
         }
         ready.pop_front();

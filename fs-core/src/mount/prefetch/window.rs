@@ -68,10 +68,13 @@ impl Window {
         self.round_trip.filter(|_| self.measured >= MEASURED_MIN)
     }
 
-    /// A piece of `bytes` came at `now`, `took` after it was asked for.
-    pub(super) fn piece(&mut self, now: Instant, bytes: u64, took: Duration) {
-        self.shortest(took);
-        let (began, so_far) = *self.stretch.get_or_insert((now.checked_sub(took).unwrap_or(now), 0));
+    /// A piece came at `now`, `bytes` of it over the line; `took` after it was asked for, if that was all of it.
+    pub(super) fn piece(&mut self, now: Instant, bytes: u64, took: Option<Duration>) {
+        if let Some(took) = took {
+            self.shortest(took);
+        }
+        let began = took.and_then(|took| now.checked_sub(took)).unwrap_or(now);
+        let (began, so_far) = *self.stretch.get_or_insert((began, 0));
         let passed = now.saturating_duration_since(began);
         let came = so_far + bytes;
         if passed < STRETCH_MIN.max(self.round_trip.unwrap_or_default()) {
@@ -148,7 +151,7 @@ mod tests {
             let (asked, arrives) = under_way.pop_front().unwrap();
             now = arrives;
             came += PIECE;
-            window.piece(start + Duration::from_secs_f64(now), PIECE, Duration::from_secs_f64(now - asked));
+            window.piece(start + Duration::from_secs_f64(now), PIECE, Some(Duration::from_secs_f64(now - asked)));
         }
         (window, came as f64 / (rate * now))
     }
