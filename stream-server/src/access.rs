@@ -9,7 +9,7 @@ use crate::content::PackagePath;
 
 /// Something that nobody shall see.
 #[derive(Clone)]
-pub(crate) struct Secret(#[expect(dead_code, reason = "nothing asks for it while everybody may read")] String);
+pub(crate) struct Secret(#[allow(dead_code, reason = "nothing asks for it while everybody may read")] String);
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -19,7 +19,7 @@ impl fmt::Debug for Secret {
 
 /// What somebody showed to be recognised by.
 #[derive(Debug, Clone)]
-#[expect(dead_code, reason = "nothing asks for it while everybody may read")]
+#[allow(dead_code, reason = "nothing asks for it while everybody may read")]
 pub(crate) enum Presented {
     Nothing,
     Basic { user: String, password: Secret },
@@ -42,7 +42,7 @@ impl Presented {
 
 /// Who somebody is.
 #[derive(Debug, Clone)]
-#[expect(dead_code, reason = "nothing asks for it while everybody may read")]
+#[allow(dead_code, reason = "nothing asks for it while everybody may read")]
 pub(crate) struct Identity {
     pub(crate) user: String,
     pub(crate) groups: Arc<[String]>,
@@ -62,7 +62,7 @@ impl Identity {
 
 /// What somebody wants to do with a package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(dead_code, reason = "nothing publishes here yet")]
+#[allow(dead_code, reason = "nothing publishes here yet")]
 pub(crate) enum Action {
     Read,
     Publish,
@@ -70,7 +70,7 @@ pub(crate) enum Action {
 
 /// Why somebody is not recognised.
 #[derive(Debug)]
-#[expect(dead_code, reason = "nobody is refused while everybody may read")]
+#[allow(dead_code, reason = "nobody is refused while everybody may read")]
 pub(crate) enum Refusal {
     Wrong,
     TooMany { retry_after: Duration },
@@ -89,7 +89,6 @@ impl Gate {
     }
 
     /// Who showed this.
-    #[expect(clippy::unused_async, reason = "directories are asked for it")]
     pub(crate) async fn identify(
         &self,
         presented: Presented,
@@ -101,7 +100,6 @@ impl Gate {
     }
 
     /// Whether they may.
-    #[expect(clippy::unused_async, reason = "directories are asked for it")]
     pub(crate) async fn may(&self, _identity: &Identity, _package: &PackagePath, action: Action) -> bool {
         action == Action::Read
     }

@@ -18,6 +18,5 @@ impl Limits {
 
 impl Bucket {
     /// Waits until so many bytes may be sent.
-    #[expect(clippy::unused_async, reason = "a limit waits")]
     pub(crate) async fn take(&self, _bytes: u64) {}
 }

@@ -68,7 +68,7 @@ impl Listening {
         let room = Arc::new(Semaphore::new(self.limits.connections as usize));
         // What is overdue at the end is dropped by it.
         let (cut, is_cut) = watch::channel(false);
-        let mut accepting = JoinSet::new();
+        let mut accepting: JoinSet<io::Result<()>> = JoinSet::new();
         for listener in self.listeners {
             let (desk, peers, room, is_cut) = (desk.clone(), peers.clone(), room.clone(), is_cut.clone());
             accepting.spawn(async move {

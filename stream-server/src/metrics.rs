@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(dead_code, reason = "RTSP is not counted yet")]
+#[allow(dead_code, reason = "RTSP is not counted yet")]
 pub(crate) enum Protocol {
     Http,
     Rtsp,

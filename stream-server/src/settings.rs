@@ -11,8 +11,8 @@ use crate::{ContentRoot, TlsSettings};
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// Some thousand clients with two connections each.
 const CONNECTIONS: u32 = 10_000;
-/// An office behind one address.
-const CONNECTIONS_PER_ADDRESS: u32 = 2_000;
+/// An office behind one address, or a load balancer.
+const CONNECTIONS_PER_ADDRESS: u32 = 5_000;
 /// Longer than clients keep a connection for another request, most of them for a minute.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
