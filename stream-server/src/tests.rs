@@ -202,7 +202,7 @@ async fn a_replaced_object_is_another() {
 }
 
 fn client() -> reqwest::Client {
-    reqwest::Client::builder().http2_prior_knowledge().build().unwrap()
+    reqwest::Client::builder().no_proxy().http2_prior_knowledge().build().unwrap()
 }
 
 #[tokio::test]
