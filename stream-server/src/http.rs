@@ -131,13 +131,17 @@ async fn package(
         Ok(reader) => reader,
         Err(refused) => return refused,
     };
-    match target {
+    let mut response = match target {
         Target::Object(package, object) => {
             object::answer(&shared, &connection, &reader, &package, &object, &parts).await
         }
         Target::Events(package) => events::answer(&shared, connection, package, &parts.method).await,
         Target::Launch(package) => launch::answer(&shared, &connection, &package, &parts).await,
+    };
+    if let Some(reply) = reader.reply {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, reply);
     }
+    response
 }
 
 fn not_found() -> Response {

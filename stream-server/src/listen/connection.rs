@@ -16,6 +16,7 @@ use super::sniff::{Speech, sniff};
 use super::unstuck::Unstuck;
 use crate::access::Presented;
 use crate::http::{HttpTimes, Version};
+use crate::metrics::Turned;
 use crate::tls::Tls;
 use crate::{Connection, Shared, http, rtsp};
 
@@ -51,12 +52,15 @@ async fn served(desk: &Desk, stream: TcpStream, peer: SocketAddr) -> io::Result<
     set_options(&stream);
     let until = Instant::now() + FIRST_REQUEST;
     let mut stream = Unstuck::new(stream, STUCK);
-    let Some((first, speech)) = within(until, sniff(&mut stream)).await? else { return Ok(()) };
+    let metrics = &desk.shared.metrics;
+    let sniffed = within(until, sniff(&mut stream)).await.inspect_err(|_| metrics.turned_away(Turned::Unknown));
+    let Some((first, speech)) = sniffed? else { return Ok(()) };
     let stream = Rewound::new(first, stream);
     match (&desk.tls, speech) {
         (None, Speech::Tls) => Err(io::Error::other("TLS was spoken, and this server has no certificate")),
         (Some(tls), Speech::Tls) => {
-            let mut stream = within(until, tls.acceptor().accept(stream)).await?;
+            let shaken = within(until, tls.acceptor().accept(stream)).await;
+            let mut stream = shaken.inspect_err(|_| metrics.turned_away(Turned::Handshake))?;
             let certificate = crate::tls::presented(stream.get_ref().1)?;
             let negotiated = stream.get_ref().1.alpn_protocol();
             if negotiated == Some(b"h2") {
@@ -64,7 +68,8 @@ async fn served(desk: &Desk, stream: TcpStream, peer: SocketAddr) -> io::Result<
                 speak(desk, stream, Speech::Http2, peer, Some(certificate)).await;
                 return Ok(());
             }
-            let Some((first, speech)) = within(until, sniff(&mut stream)).await? else { return Ok(()) };
+            let sniffed = within(until, sniff(&mut stream)).await.inspect_err(|_| metrics.turned_away(Turned::Unknown));
+            let Some((first, speech)) = sniffed? else { return Ok(()) };
             let stream = Rewound::new(first, stream);
             speak(desk, stream, speech, peer, Some(certificate)).await;
             Ok(())
