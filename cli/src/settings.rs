@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use fs_core::config::{
-    CredentialSource, Credentials, OriginConfig, OriginTable, RetryPolicy, SETTINGS_MAX_BYTES, SecretSource, ServeSettings,
-    Settings,
+    CredentialSource, Credentials, OriginConfig, OriginTable, RetryPolicy, SETTINGS_MAX_BYTES, SecretSource,
+    ServeSettings, Settings,
 };
 use fs_core::location::PackageLocation;
 use fs_core::mount::prefetch::{DEFAULT_BUDGET_BYTES, PrefetchPolicy};

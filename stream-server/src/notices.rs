@@ -87,7 +87,9 @@ impl Notices {
         Noticing(match content.folder().map(Path::to_owned) {
             Some(folder) => {
                 let interval = interval.unwrap_or(UNWATCHED_INTERVAL);
-                tokio::spawn(async move { Looking { notices, content, seen: BTreeMap::new() }.told(folder, interval).await })
+                tokio::spawn(
+                    async move { Looking { notices, content, seen: BTreeMap::new() }.told(folder, interval).await },
+                )
             }
             None => {
                 let interval = interval.unwrap_or(ORIGIN_INTERVAL);

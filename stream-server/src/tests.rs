@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::stage::{Running, Stage, ask, header, send};
+use crate::stage::{Running, Stage, ask, header, send, serve};
 
 const HASHED: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -20,7 +20,7 @@ async fn start(drain_deadline: Duration) -> (Running, Stage) {
     std::fs::write(app.join("packs").join(HASHED), vec![7u8; 64 << 20]).unwrap();
     std::fs::write(app.join(".secret"), b"x").unwrap();
     let settings = ServerSettings { drain_deadline, ..stage.settings() };
-    (crate::stage::serve(&settings).await, stage)
+    (serve(&settings).await, stage)
 }
 
 #[tokio::test]
@@ -262,7 +262,7 @@ async fn new_versions_are_told_to_who_listens() {
     let stage = Stage::new();
     stage.publish("app", "1", b"content");
     stage.publish("other", "1", b"content");
-    let mut server = crate::stage::serve(&stage.settings()).await;
+    let mut server = serve(&stage.settings()).await;
     let url = format!("http://{}/app/events", server.address);
     let mut events = Events::of(&url).await;
     let (name, data) = events.next().await.unwrap();
@@ -282,7 +282,7 @@ async fn new_versions_are_told_to_who_listens() {
     assert!(events.next().await.is_none());
     server.task.await.unwrap().unwrap();
 
-    let server = crate::stage::serve(&stage.settings()).await;
+    let server = serve(&stage.settings()).await;
     let (head, _) = ask(server.address, "GET", "/nothing/events", "").await;
     assert!(head.starts_with("http/1.1 404"), "{head}");
 }
@@ -293,7 +293,7 @@ async fn a_first_launch_is_one_answer() {
     let stage = Stage::new();
     stage.publish("app", "1", b"first");
     stage.publish("app", "2", b"second");
-    let server = crate::stage::serve(&stage.settings()).await;
+    let server = serve(&stage.settings()).await;
     for (query, version) in [("", "2"), ("?channel=stable", "2"), ("?version=1", "1"), ("?version=2&app=none", "2")] {
         let url = format!("http://{}/app/launch{query}", server.address);
         let answer = client().get(&url).send().await.unwrap();
@@ -320,7 +320,7 @@ async fn a_first_launch_is_one_answer() {
 async fn the_page_and_the_counters_tell_what_is_served() {
     let stage = Stage::new();
     stage.publish("app", "1.0", b"content");
-    let server = crate::stage::serve(&stage.settings()).await;
+    let server = serve(&stage.settings()).await;
     let url = format!("http://{}", server.address);
     let mut live = Events::of(&format!("{url}/-/status/events")).await;
     while !live.next().await.unwrap().1.contains("stable: 1.0") {}

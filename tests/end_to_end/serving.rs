@@ -147,7 +147,10 @@ fn what_cannot_be_served_is_said_in_one_line() {
         (vec!["serve"], "what to serve"),
         (vec!["serve", content], "--listen"),
         (vec!["serve", "/does/not/exist", "--listen", "127.0.0.1:0"], "/does/not/exist"),
-        (vec!["serve", content, "--listen", "127.0.0.1:0", "--tls-cert", "/no/cert", "--tls-key", "/no/key"], "/no/cert"),
+        (
+            vec!["serve", content, "--listen", "127.0.0.1:0", "--tls-cert", "/no/cert", "--tls-key", "/no/key"],
+            "/no/cert",
+        ),
     ] {
         let line = user.fails(&arguments);
         assert!(line.contains(words), "{arguments:?}: {line}");
@@ -177,7 +180,10 @@ fn is_cached_by(kind: CacheKind) {
     assert_same_tree(&source, other.path());
     other.unmount();
     let again = sent_bytes(&server) - first;
-    assert!(first > 3_000_000 && again < 200_000, "{kind:?}: {first} bytes for the first client, {again} for the second");
+    assert!(
+        first > 3_000_000 && again < 200_000,
+        "{kind:?}: {first} bytes for the first client, {again} for the second"
+    );
     // A new version is seen through it at once.
     fs::write(source.join("small"), "changed\n").expect("a folder of the test");
     user.publish(&source, &in_folder(&content, "app"), "2.0");

@@ -84,7 +84,8 @@ fn begin(user: &Streamfs, arguments: &[String], listen: &str) -> (Child, SocketA
     let output = process.stdout.take().expect("it is a pipe");
     let mut line = String::new();
     BufReader::new(output).read_line(&mut line).expect("a pipe can be read");
-    let told: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("the server told no address ({e}): {line}"));
+    let told: Value =
+        serde_json::from_str(&line).unwrap_or_else(|e| panic!("the server told no address ({e}): {line}"));
     let address = told["address"].as_str().and_then(|address| address.parse().ok());
     (process, address.unwrap_or_else(|| panic!("the server told no address: {line}")))
 }

@@ -138,7 +138,9 @@ fn read_again(arguments: &ServeArguments, context: &Context, reloader: &Reloader
 fn server_settings(arguments: &ServeArguments, settings: &InForce) -> anyhow::Result<ServerSettings> {
     let file = &settings.serving;
     let Some(content) = arguments.content.clone().or_else(|| file.content.clone()) else {
-        bail!("nothing says what to serve; name a content root, for example: streamfs serve /srv/content --listen 0.0.0.0:8080");
+        bail!(
+            "nothing says what to serve; name a content root, for example: streamfs serve /srv/content --listen 0.0.0.0:8080"
+        );
     };
     let mut server = ServerSettings::new("", "");
     server.content = content_root(content, settings)?;

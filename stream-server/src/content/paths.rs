@@ -38,7 +38,9 @@ impl FromStr for PackagePath {
 
     fn from_str(text: &str) -> Result<Self> {
         if text.split('/').count() > DEPTH_MAX {
-            return Err(Error::InvalidInput(format!("a package is at most {DEPTH_MAX} folders below the content root")));
+            return Err(Error::InvalidInput(format!(
+                "a package is at most {DEPTH_MAX} folders below the content root"
+            )));
         }
         // Every folder is named as a package may be: nothing hidden, nothing that leads upwards.
         for name in text.split('/') {

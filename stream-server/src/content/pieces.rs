@@ -90,9 +90,10 @@ impl Pieces {
         self.0.streams.fetch_add(1, Ordering::Relaxed);
         let counted = Counted(self.0.clone());
         let reading = Reading { file, left: range, name, ahead: None, tries_at_once: true, counted };
-        stream::try_unfold(reading, |mut reading| async move {
-            Ok(reading.next().await?.map(|piece| (piece, reading)))
-        })
+        stream::try_unfold(
+            reading,
+            |mut reading| async move { Ok(reading.next().await?.map(|piece| (piece, reading))) },
+        )
         .boxed()
     }
 }
@@ -174,9 +175,7 @@ impl Reading {
         tokio::task::spawn_blocking(move || {
             let mut piece = Piece::new(&shelf, length);
             file.read_exact_at(&mut piece.memory[..length], at).map_err(|e| match e.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    io::Error::new(e.kind(), "it became shorter while it was being read")
-                }
+                io::ErrorKind::UnexpectedEof => io::Error::new(e.kind(), "it became shorter while it was being read"),
                 _ => e,
             })?;
             Ok(piece.into_bytes())
@@ -262,8 +261,7 @@ mod tests {
     #[tokio::test]
     async fn memory_is_used_again_and_not_hoarded() {
         let (pieces, file) = (Pieces::default(), file(&numbers(2_000_000)));
-        let held: Vec<Bytes> =
-            pieces.stream(file.clone(), 0..8_000_000, "f".to_owned()).try_collect().await.unwrap();
+        let held: Vec<Bytes> = pieces.stream(file.clone(), 0..8_000_000, "f".to_owned()).try_collect().await.unwrap();
         drop(held);
         let kept = pieces.0.spare.lock().len();
         assert!((1..=SPARE_MAX).contains(&kept), "{kept}");

@@ -70,7 +70,13 @@ pub(crate) async fn serve<S>(
                 let response = answered.await?;
                 shared.metrics.answered_after(Protocol::Http, begun.elapsed());
                 let status = response.status().as_u16();
-                Ok::<_, Infallible>(response.map(|body| Counted { body, status, sent_bytes: 0, shared, _running: running }))
+                Ok::<_, Infallible>(response.map(|body| Counted {
+                    body,
+                    status,
+                    sent_bytes: 0,
+                    shared,
+                    _running: running,
+                }))
             }
         })
     };

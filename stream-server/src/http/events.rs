@@ -140,12 +140,7 @@ impl Listening {
     }
 }
 
-fn event(
-    name: &str,
-    package: &PackagePath,
-    tag: &str,
-    channels: &BTreeMap<Channel, PackageVersion>,
-) -> String {
+fn event(name: &str, package: &PackagePath, tag: &str, channels: &BTreeMap<Channel, PackageVersion>) -> String {
     let told = Told { package: package.as_str(), tag, channels };
     // JSON on one line: it has no line break outside of strings, and escapes those within.
     let data = serde_json::to_string(&told).expect("plain fields have a form in JSON");

@@ -14,10 +14,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 
+use fs_core::location::DEFAULT_CHANNEL;
 use fs_core::package::descriptor::{DESCRIPTOR_MAX_BYTES, Descriptor, LaunchRef};
 use fs_core::trust::head::{HEAD_TAIL_BYTES_MAX, Head, TailOf};
 use fs_core::trust::{Catalog, VersionRecord};
-use fs_core::location::DEFAULT_CHANNEL;
 use fs_core::{Error, Result};
 
 use super::{failed, limited, not_found};

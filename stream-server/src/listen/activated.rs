@@ -23,9 +23,7 @@ const COUNT_MAX: i32 = 256;
 /// # Safety
 /// To be called once, before the process opens anything else on descriptors of its own choice: what it takes must not
 /// be owned by anybody yet.
-pub unsafe fn activated(
-    environment: impl Fn(&str) -> Option<OsString>,
-) -> Result<Vec<TcpListener>, ServeError> {
+pub unsafe fn activated(environment: impl Fn(&str) -> Option<OsString>) -> Result<Vec<TcpListener>, ServeError> {
     let number = |name: &str| environment(name)?.to_str()?.parse::<i32>().ok();
     // Variables that are inherited from a parent that was started so are not meant for this process.
     let own = number("LISTEN_PID").is_some_and(|pid| pid == rustix::process::getpid().as_raw_pid());

@@ -70,7 +70,8 @@ async fn served(desk: &Desk, stream: TcpStream, peer: SocketAddr) -> io::Result<
                 speak(desk, stream, Speech::Http2, peer, Some(certificate)).await;
                 return Ok(());
             }
-            let sniffed = within(desk, until, sniff(&mut stream)).await.inspect_err(|_| metrics.turned_away(Turned::Unknown));
+            let sniffed =
+                within(desk, until, sniff(&mut stream)).await.inspect_err(|_| metrics.turned_away(Turned::Unknown));
             let Some((first, speech)) = sniffed? else { return Ok(()) };
             let stream = Rewound::new(first, stream);
             speak(desk, stream, speech, peer, Some(certificate)).await;

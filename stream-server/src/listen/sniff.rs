@@ -95,7 +95,12 @@ mod tests {
             (&long, Speech::Http1),
             (&many, Speech::Http1),
         ] {
-            assert_eq!(speech(bytes, 0), Some(expected), "{:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(40)]));
+            assert_eq!(
+                speech(bytes, 0),
+                Some(expected),
+                "{:?}",
+                String::from_utf8_lossy(&bytes[..bytes.len().min(40)])
+            );
         }
         for bytes in [b"".as_slice(), b"P", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n", &HTTP2[..20], b"\r\n\r\n"] {
             assert_eq!(speech(bytes, 0), None, "{:?}", String::from_utf8_lossy(bytes));

@@ -60,7 +60,7 @@ impl Watch {
         let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let kind = (rustix::fs::statfs(root)?.f_type as u64) & 0xffff_ffff;
         Ok(Self {
-            queue: AsyncFd::with_interest(queue, Interest::READABLE)?,
+            queue: AsyncFd::register_with_interest(queue, Interest::READABLE)?,
             numbers: HashMap::new(),
             folders: HashMap::new(),
             tells_all: !SHARED_KINDS.contains(&kind),

@@ -29,9 +29,8 @@ fn read(der: &[u8]) -> Option<(String, Vec<String>)> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
     // RFC 4514 writes what is most special first, which stands last in the certificate.
     let attributes = certificate.subject().iter_rdn().collect::<Vec<_>>().into_iter().rev().flat_map(|rdn| rdn.iter());
-    let parts: Option<Vec<(String, &str)>> = attributes
-        .map(|attribute| Some((attribute_type(attribute.attr_type()), attribute.as_str().ok()?)))
-        .collect();
+    let parts: Option<Vec<(String, &str)>> =
+        attributes.map(|attribute| Some((attribute_type(attribute.attr_type()), attribute.as_str().ok()?))).collect();
     let parts = parts?;
     let subject = subject_text(parts.iter().map(|(kind, value)| (kind.as_str(), *value)));
     let alternative = certificate.subject_alternative_name().ok()?;

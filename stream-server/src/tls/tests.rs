@@ -17,7 +17,11 @@ fn trial(stage: &Stage, name: &str) -> TlsSettings {
 }
 
 /// A client that trusts the authority of the trial in `dir`.
-fn client(dir: &Path, own: Option<(&str, &str)>, versions: &[&'static tokio_rustls::rustls::SupportedProtocolVersion]) -> ClientConfig {
+fn client(
+    dir: &Path,
+    own: Option<(&str, &str)>,
+    versions: &[&'static tokio_rustls::rustls::SupportedProtocolVersion],
+) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     for authority in certificates(&dir.join(trial::AUTHORITY)).unwrap() {
         roots.add(authority).unwrap();
@@ -38,7 +42,11 @@ fn client(dir: &Path, own: Option<(&str, &str)>, versions: &[&'static tokio_rust
 
 const BOTH: &[&tokio_rustls::rustls::SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
 
-async fn connect(address: SocketAddr, config: ClientConfig, name: &'static str) -> std::io::Result<TlsStream<TcpStream>> {
+async fn connect(
+    address: SocketAddr,
+    config: ClientConfig,
+    name: &'static str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await.unwrap();
     TlsConnector::from(Arc::new(config)).connect(ServerName::try_from(name).unwrap(), stream).await
 }
