@@ -58,9 +58,11 @@ impl Watch {
     /// Nothing is watched yet of what is below `root`.
     pub(super) fn open(root: &Path) -> io::Result<Self> {
         let queue = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
+        // SAFETY: an owned descriptor is open and stays the same until it is dropped, which is when the `AsyncFd` is.
+        let queue = unsafe { AsyncFd::register_with_interest(queue, Interest::READABLE) }?;
         let kind = (rustix::fs::statfs(root)?.f_type as u64) & 0xffff_ffff;
         Ok(Self {
-            queue: AsyncFd::register_with_interest(queue, Interest::READABLE)?,
+            queue,
             numbers: HashMap::new(),
             folders: HashMap::new(),
             tells_all: !SHARED_KINDS.contains(&kind),
