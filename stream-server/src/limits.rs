@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 /// The limits of a server.
 #[derive(Clone, Default)]
-pub(crate) struct Limits;
+pub(crate) struct Limits(());
 
 /// What one client may send.
 pub(crate) struct Bucket;

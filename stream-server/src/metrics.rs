@@ -97,7 +97,8 @@ impl Metrics {
     /// In Prometheus' text format.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
-        let families: [(&str, &str, fn(&Counters) -> &AtomicU64); 4] = [
+        type Value = fn(&Counters) -> &AtomicU64;
+        let families: [(&str, &str, Value); 4] = [
             ("streamfs_server_requests_total", "counter", |c| &c.requests),
             ("streamfs_server_failed_requests_total", "counter", |c| &c.failed),
             ("streamfs_server_sent_bytes_total", "counter", |c| &c.bytes),

@@ -61,12 +61,7 @@ impl Watch {
         // SAFETY: an owned descriptor is open and stays the same until it is dropped, which is when the `AsyncFd` is.
         let queue = unsafe { AsyncFd::register_with_interest(queue, Interest::READABLE) }?;
         let kind = (rustix::fs::statfs(root)?.f_type as u64) & 0xffff_ffff;
-        Ok(Self {
-            queue,
-            numbers: HashMap::new(),
-            folders: HashMap::new(),
-            tells_all: !SHARED_KINDS.contains(&kind),
-        })
+        Ok(Self { queue, numbers: HashMap::new(), folders: HashMap::new(), tells_all: !SHARED_KINDS.contains(&kind) })
     }
 
     /// Whether the system knows of everything that changes.
