@@ -59,7 +59,7 @@ fn send(socket: &[u8], words: &[u8]) -> std::io::Result<()> {
 
 #[cfg(target_os = "linux")]
 fn abstract_name(name: &[u8]) -> std::io::Result<SocketAddr> {
-    std::os::linux::net::SocketAddrExt::from_abstract_name(name)
+    <SocketAddr as std::os::linux::net::SocketAddrExt>::from_abstract_name(name)
 }
 
 #[cfg(not(target_os = "linux"))]
