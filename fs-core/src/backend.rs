@@ -19,7 +19,7 @@ mod tests;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -83,6 +83,17 @@ pub struct ReadOptions {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Validator(pub String);
 
+/// Answer to [`Backend::stat`]: an object as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectState {
+    /// Its length in bytes.
+    pub length: u64,
+    /// For conditional reads, if the origin gives any.
+    pub validator: Option<Validator>,
+    /// When it changed last, if the origin says so.
+    pub modified: Option<SystemTime>,
+}
+
 /// Answer to [`Backend::read_small`].
 #[derive(Debug, Clone)]
 pub enum SmallRead {
@@ -142,6 +153,12 @@ impl<'a> Enough<'a> {
 pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// Where this reads from, for messages: no credentials.
     fn origin(&self) -> &str;
+
+    /// Tells what an object is like at present, without reading it.
+    ///
+    /// # Errors
+    /// As `read_range`.
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState>;
 
     /// Reads exactly `range` of `object` (bytes; not empty).
     ///

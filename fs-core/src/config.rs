@@ -5,6 +5,7 @@
 
 mod origins;
 mod quantities;
+mod serving;
 mod settings;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 
 pub use origins::OriginTable;
 pub use quantities::{parse_duration, parse_size};
+pub use serving::ServeSettings;
 pub use settings::{
     AgentSettings, CredentialSource, OriginRule, PublishSettings, SETTINGS_MAX_BYTES, SecretSource, Settings,
 };

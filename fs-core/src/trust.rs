@@ -20,6 +20,7 @@ pub mod keys;
 pub mod publisher;
 pub mod store;
 pub mod tail;
+pub mod unverified;
 
 pub(crate) mod files;
 mod record;

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::error::{Error, Result};
 
 /// What goes wrong with one request.
@@ -131,6 +131,18 @@ impl Faults {
 impl Backend for Faults {
     fn origin(&self) -> &str {
         self.inner.origin()
+    }
+
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        // It has no bytes that could be damaged or fewer.
+        match self.choose(object, None) {
+            Some(Fault::Truncate { .. }) => Err(self.broken(object, "injected: the connection broke")),
+            Some(Fault::Stall { .. }) => futures::future::pending().await,
+            fault => {
+                self.before(object, fault)?;
+                self.inner.stat(object).await
+            }
+        }
     }
 
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {

@@ -20,7 +20,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use url::Url;
 
 use self::lanes::Lanes;
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
 use crate::location::PackageName;
@@ -196,6 +196,20 @@ impl HttpBackend {
 impl Backend for HttpBackend {
     fn origin(&self) -> &str {
         &self.origin
+    }
+
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        // A cache in between must ask the origin, as for small objects: whoever asks wants to know what is there now.
+        let request = request(self.lanes.ordinary(), Method::HEAD, self.url(object), &self.config.credentials)
+            .header(header::CACHE_CONTROL, "no-cache");
+        let response = self.send(object, request).await?;
+        let about = self.answer(object);
+        about.refusal(&response)?;
+        if response.status() != StatusCode::OK {
+            return Err(about.unexpected(response.status()));
+        }
+        about.plain_encoding(&response)?;
+        about.state(&response)
     }
 
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {

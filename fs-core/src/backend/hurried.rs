@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::error::Result;
 
 /// Gives up each of these reads after `patience`, and almost at once where the origin refuses to be reached at all.
@@ -27,6 +27,10 @@ impl Hurried {
 impl Backend for Hurried {
     fn origin(&self) -> &str {
         self.inner.origin()
+    }
+
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        self.inner.stat(object).await
     }
 
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::error::{Error, Result};
 
 /// One piece of a stream. Larger pieces save trips to the blocking pool; smaller ones reach the reader sooner.
@@ -31,6 +31,16 @@ impl LocalBackend {
     pub fn new(folder: PathBuf) -> Self {
         let origin = folder.display().to_string();
         Self { folder, origin }
+    }
+
+    /// Opens an object for whoever reads files in a way of its own. What is said of it stays true of the open file, also
+    /// when another takes its name.
+    ///
+    /// # Errors
+    /// As those of [`Backend::stat`].
+    pub async fn open_object(&self, object: &ObjectPath) -> Result<(File, ObjectState)> {
+        let (file, meta) = blocking(object, &self.origin, self.path(object), open).await?;
+        Ok((file, state(&meta)))
     }
 
     fn path(&self, object: &ObjectPath) -> PathBuf {
@@ -93,6 +103,10 @@ fn open(path: &Path) -> io::Result<(File, std::fs::Metadata)> {
     Ok((file, meta))
 }
 
+fn state(meta: &std::fs::Metadata) -> ObjectState {
+    ObjectState { length: meta.len(), validator: Some(validator(meta)), modified: meta.modified().ok() }
+}
+
 fn validator(meta: &std::fs::Metadata) -> Validator {
     let mtime = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok()).map_or(0, |d| d.as_nanos());
     #[cfg(unix)]
@@ -107,6 +121,12 @@ fn validator(meta: &std::fs::Metadata) -> Validator {
 impl Backend for LocalBackend {
     fn origin(&self) -> &str {
         &self.origin
+    }
+
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        // Opened as for reading: what may not be read is refused here, too.
+        let (_, state) = self.open_object(object).await?;
+        Ok(state)
     }
 
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, _options: ReadOptions) -> Result<ByteStream> {

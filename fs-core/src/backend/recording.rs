@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use futures::StreamExt;
 use parking_lot::Mutex;
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::error::Result;
 
 /// One recorded request.
@@ -96,6 +96,11 @@ impl Recording {
 impl Backend for Recording {
     fn origin(&self) -> &str {
         self.inner.origin()
+    }
+
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        let entry = self.log.begin(object, None);
+        self.inner.stat(object).await.inspect_err(|_| note_failure(&entry))
     }
 
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use tokio::time::Instant;
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::config::RetryPolicy;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -218,6 +218,18 @@ impl Resumable {
 impl Backend for Retry {
     fn origin(&self) -> &str {
         self.inner.origin()
+    }
+
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        let mut attempts = Attempts::new(self, object, self.small_deadline(), false);
+        let patience = self.policy.connect_timeout + self.policy.stall_timeout;
+        loop {
+            let call = self.inner.stat(object);
+            match attempts.within(patience, call).await.and_then(|state| state) {
+                Ok(state) => return Ok(state),
+                Err(error) => attempts.pause_or_give_up(error).await?,
+            }
+        }
     }
 
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {

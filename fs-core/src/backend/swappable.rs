@@ -8,7 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::RwLock;
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::error::Result;
 
 /// Passes everything on to the backend that is set at present. Reads under way stay with the one they began with.
@@ -39,6 +39,10 @@ impl Swappable {
 impl Backend for Swappable {
     fn origin(&self) -> &str {
         &self.origin
+    }
+
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        self.current().stat(object).await
     }
 
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {

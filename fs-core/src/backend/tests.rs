@@ -86,11 +86,20 @@ async fn conforms(backend: Arc<dyn Backend>, change_note: impl FnOnce(&str)) {
     let (bytes, validator) = small(b, "note", 5).await.unwrap();
     assert_eq!(bytes, "hello");
     let validator = validator.expect("both kinds of origin give one");
+    let state = b.stat(&object("note")).await.unwrap();
+    assert_eq!((state.length, state.validator.as_ref()), (5, Some(&validator)));
+    assert!(state.modified.is_some(), "both kinds of origin say when");
+    assert_eq!(b.stat(&object("a/b.pack")).await.unwrap().length, end);
+    for missing in ["nothing", "a/nothing", "note/below"] {
+        assert_eq!(b.stat(&object(missing)).await.unwrap_err().kind(), ErrorKind::NotFound, "{missing}");
+    }
     let again = b.read_small(&object("note"), 5, Some(&validator)).await.unwrap();
     assert!(matches!(again, SmallRead::NotModified));
     let long = small(b, "note", 4).await.unwrap_err();
     assert_eq!(long.kind(), ErrorKind::BadAnswer, "{long}");
     change_note("other words");
+    let changed = b.stat(&object("note")).await.unwrap();
+    assert!(changed.length == 11 && changed.validator.is_some_and(|changed| changed != validator));
     match b.read_small(&object("note"), 100, Some(&validator)).await.unwrap() {
         SmallRead::Object { bytes, .. } => assert_eq!(bytes, "other words"),
         SmallRead::NotModified => panic!("it was modified"),
@@ -226,6 +235,35 @@ async fn misbehaving_servers_are_named() {
         assert_eq!(e.kind(), kind, "{name}: {e}");
         assert!(e.to_string().contains(words), "{name}: {e}");
     }
+}
+
+#[tokio::test]
+async fn states_are_not_guessed() {
+    for (answer, kind, words) in [
+        (Answer::raw(200, &[("Connection", "close")], ""), ErrorKind::BadAnswer, "how long"),
+        (Answer::raw(206, &[], ""), ErrorKind::BadAnswer, "206"),
+        (Answer::raw(403, &[], ""), ErrorKind::Denied, "403"),
+        (Answer::Hang, ErrorKind::TimedOut, "did not finish"),
+    ] {
+        let server = Server::always(answer).await;
+        let e = http(&server, OriginConfig::default()).stat(&object("x")).await.unwrap_err();
+        assert!(e.kind() == kind && e.to_string().contains(words), "{e}");
+        assert!(server.requests()[0].starts_with("HEAD /p/x "), "{:?}", server.requests());
+    }
+}
+
+#[tokio::test]
+async fn an_open_object_stays_what_it_was() {
+    use std::io::Read as _;
+    let dir = folder();
+    let local = LocalBackend::new(dir.path().to_owned());
+    let (mut file, state) = local.open_object(&object("note")).await.unwrap();
+    std::fs::write(dir.path().join("new"), "another text").unwrap();
+    std::fs::rename(dir.path().join("new"), dir.path().join("note")).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!((text.as_str(), state.length), ("hello", 5));
+    assert_ne!(local.stat(&object("note")).await.unwrap(), state);
 }
 
 #[tokio::test]

@@ -15,6 +15,12 @@
 //! [publish]
 //! keys_dir = "/root/streamfs-keys"
 //!
+//! [server]
+//! content = "/srv/content"
+//! listen = ["0.0.0.0:443"]
+//! tls_cert = "/etc/streamfs/server.pem"
+//! tls_key = "/etc/streamfs/server.key"
+//!
 //! [[origin]]
 //! url = "https://apps.example/content"
 //! ca_file = "/etc/ssl/company-ca.pem"
@@ -33,6 +39,7 @@ use serde::{Deserialize, Deserializer};
 use super::Prefetch;
 use super::origins::normalized_prefix;
 use super::quantities::{parse_duration, parse_size};
+use super::serving::ServeSettings;
 use crate::error::{Error, Result};
 
 /// Longest settings file that is read, in bytes: far above any real one, and small enough to parse at once.
@@ -46,6 +53,8 @@ pub struct Settings {
     pub agent: AgentSettings,
     /// `[publish]`
     pub publish: PublishSettings,
+    /// `[server]`
+    pub server: ServeSettings,
     /// `[[origin]]`, in the file's order.
     #[serde(rename = "origin")]
     pub origins: Vec<OriginRule>,
@@ -237,12 +246,12 @@ fn line_of(text: &str, offset: usize) -> String {
     format!("line {line}: ")
 }
 
-fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_size(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
@@ -267,6 +276,18 @@ mod tests {
         learn = false
         [publish]
         keys_dir = "/k"
+        [server]
+        content = "/srv/content"
+        listen = ["127.0.0.1:8080", "[::1]:8080"]
+        tls_cert = "/cert"
+        tls_key = "/key"
+        tls_only = true
+        client_ca = "/clients"
+        drain = "10s"
+        connections = 100
+        connections_per_address = 10
+        idle_timeout = "2m"
+        poll_interval = "3s"
         [[origin]]
         url = "https://a.example/content"
         ca_file = "/ca.pem"
@@ -295,6 +316,8 @@ mod tests {
         assert_eq!((it.agent.prefetch, it.agent.prefetch_budget), (Some(Prefetch::None), Some(64 << 20)));
         assert_eq!(it.agent.learn, Some(false));
         assert_eq!(it.publish.keys_dir, Some(PathBuf::from("/k")));
+        assert_eq!((it.server.listen.len(), it.server.tls_only), (2, Some(true)));
+        assert_eq!((it.server.drain, it.server.connections), (Some(Duration::from_secs(10)), Some(100)));
         assert_eq!(it.origins.len(), 2);
         assert!(!it.origins[0].credentials.as_ref().unwrap().is_inline());
         assert!(it.origins[1].credentials.as_ref().unwrap().is_inline());
@@ -308,6 +331,8 @@ mod tests {
     #[test]
     fn mistakes_name_their_line() {
         for (text, part) in [
+            ("[server]\nport = 80", "line 2: unknown field `port`"),
+            ("[server]\nconnections = 0", "at least 1"),
             ("[agent]\ncache_siez = \"1G\"", "line 2: unknown field `cache_siez`"),
             ("[agent]\ncache_size = \"much\"", "is not a size"),
             ("[agent]\npoll_interval = 5", "line 2"),

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::backend::recording::{Log, Recording};
-use crate::backend::{Beginning, ByteStream, Enough, Validator};
+use crate::backend::{Beginning, ByteStream, Enough, ObjectState, Validator};
 use crate::cache::CacheLimits;
 use crate::error::ErrorKind;
 use crate::stage::noise;
@@ -31,6 +31,9 @@ struct Gated {
 impl Backend for Gated {
     fn origin(&self) -> &str {
         "memory"
+    }
+    async fn stat(&self, _: &ObjectPath) -> Result<ObjectState> {
+        Ok(ObjectState { length: self.bytes.lock().len() as u64, validator: None, modified: None })
     }
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
         let mut open = self.open.subscribe();

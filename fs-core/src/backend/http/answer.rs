@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::header::{self, HeaderName, HeaderValue};
 use reqwest::{Response, StatusCode};
 
-use super::super::{ObjectPath, Validator};
+use super::super::{ObjectPath, ObjectState, Validator};
 use crate::error::{Error, Result};
 
 /// As much of a page as is read to find its title.
@@ -101,6 +101,17 @@ impl Context<'_> {
             }
             _ => Err(self.bad(format!("its Content-Range ({text:?}) is not that of the first {wanted} bytes"))),
         }
+    }
+
+    /// What the answer to a HEAD request says of the object.
+    pub(super) fn state(&self, response: &Response) -> Result<ObjectState> {
+        let text = |name| response.headers().get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+        // The body of such an answer is empty, whatever its length would be.
+        let length = text(header::CONTENT_LENGTH).and_then(|v| v.trim().parse().ok());
+        let length = length.ok_or_else(|| self.bad("it does not say how long the object is"))?;
+        let modified = text(header::LAST_MODIFIED).and_then(|v| jiff::fmt::rfc2822::parse(v).ok());
+        let modified = modified.map(|zoned| zoned.timestamp().into());
+        Ok(ObjectState { length, validator: validator(response), modified })
     }
 
     pub(super) fn ignores_range(&self) -> Error {

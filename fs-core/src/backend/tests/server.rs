@@ -147,7 +147,11 @@ async fn serve(mut socket: TcpStream, state: Arc<Mutex<State>>) {
             Some(Answer::HangUp) => return,
             None => {}
         }
-        let (response, whole) = respond(&head, &mut state.lock());
+        let (mut response, whole) = respond(&head, &mut state.lock());
+        if head.starts_with("HEAD ") {
+            let body = response.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+            response.truncate(body);
+        }
         if socket.write_all(&response).await.is_err() || !whole {
             return;
         }
@@ -184,8 +188,10 @@ fn respond(head: &str, state: &mut State) -> (Vec<u8>, bool) {
             ("206 Partial Content", extra, bytes.slice(first..=last))
         }
     };
-    let mut response =
-        format!("HTTP/1.1 {status}\r\nETag: {etag}\r\n{extra}Content-Length: {}\r\n\r\n", body.len()).into_bytes();
+    let length = body.len();
+    let date = "Last-Modified: Tue, 03 Mar 2026 04:05:06 GMT";
+    let head = format!("HTTP/1.1 {status}\r\nETag: {etag}\r\n{date}\r\n{extra}Content-Length: {length}\r\n\r\n");
+    let mut response = head.into_bytes();
     let kept = match &mut state.break_after {
         Some((bytes, times)) if *times > 0 && body.len() > *bytes => {
             *times -= 1;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::backend::recording::{Log, Recording};
-use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::stage::{DEADLINE, Stage, noise};
 
 /// Lets so many ranges through as there are permits, and notes when.
@@ -24,6 +24,9 @@ struct Gate {
 impl Backend for Gate {
     fn origin(&self) -> &str {
         self.inner.origin()
+    }
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        self.inner.stat(object).await
     }
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
         self.permits.acquire().await.unwrap().forget();

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use super::*;
 use crate::backend::recording::{Log, Recording};
-use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::mount::host::Host;
 use crate::stage::{DEADLINE, Stage, at, content, noise};
 
@@ -28,6 +28,9 @@ const LINE_BYTES_PER_SECOND: u64 = 20 << 20;
 impl Backend for Distant {
     fn origin(&self) -> &str {
         self.inner.origin()
+    }
+    async fn stat(&self, object: &ObjectPath) -> crate::Result<ObjectState> {
+        self.inner.stat(object).await
     }
     async fn read_range(
         &self,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::backend::recording::Request;
-use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::error::{Error, Result};
 use crate::mount::host::LoadWish;
 use crate::mount::read_ahead::{WINDOW_FIRST_BYTES, WINDOW_MAX_BYTES};
@@ -147,6 +147,9 @@ struct Away;
 impl Backend for Away {
     fn origin(&self) -> &str {
         "nowhere"
+    }
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        panic!("{object} was asked for");
     }
     async fn read_range(&self, object: &ObjectPath, _: std::ops::Range<u64>, _: ReadOptions) -> Result<ByteStream> {
         panic!("{object} was asked for");

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::backend::recording::{Log, Recording};
-use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ReadOptions, Validator};
+use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::config::RetryPolicy;
 use crate::error::Result;
 use crate::mount::Mount;
@@ -115,6 +115,9 @@ async fn next_piece(mut passing: Passing) -> Option<(Result<Bytes>, Passing)> {
 impl Backend for Gate {
     fn origin(&self) -> &str {
         self.inner.origin()
+    }
+    async fn stat(&self, object: &ObjectPath) -> Result<ObjectState> {
+        self.inner.stat(object).await
     }
     async fn read_range(&self, object: &ObjectPath, range: Range<u64>, options: ReadOptions) -> Result<ByteStream> {
         let start = range.start;
