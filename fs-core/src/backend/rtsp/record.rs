@@ -13,6 +13,8 @@
 //! | 4 | length of what follows, up to the end of the packet |
 //! | … | the bytes; a [`State`]; or words for a log, in UTF-8 |
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// Longest packet in a frame: its length has 16 bits.
@@ -184,6 +186,8 @@ impl Tag {
 pub struct State {
     /// Length of the object: 8 bytes.
     pub length: u64,
+    /// When it changed last, if the server knows: 8 bytes, seconds since 1970; 0 if not.
+    pub modified: Option<SystemTime>,
     /// What tells its state: the rest, if the server knows one.
     pub tag: Option<Tag>,
 }
@@ -191,8 +195,10 @@ pub struct State {
 impl State {
     /// The record's data.
     pub fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(8 + TAG_MAX_BYTES);
+        let mut out = BytesMut::with_capacity(8 + 8 + TAG_MAX_BYTES);
         out.put_u64(self.length);
+        let since = self.modified.and_then(|modified| modified.duration_since(UNIX_EPOCH).ok());
+        out.put_u64(since.map_or(0, |since| since.as_secs()));
         out.put_slice(self.tag.as_ref().map_or("", Tag::as_str).as_bytes());
         out.freeze()
     }
@@ -202,13 +208,15 @@ impl State {
     /// # Errors
     /// [`NoRecord`] if it is too short, or has something else than a tag in it.
     pub fn parse(mut data: Bytes) -> Result<Self, NoRecord> {
-        let length = data.try_get_u64().map_err(|_| NoRecord("the state of an object is cut off"))?;
+        let mut number = || data.try_get_u64().map_err(|_| NoRecord("the state of an object is cut off"));
+        let (length, since) = (number()?, Duration::from_secs(number()?));
+        let modified = Some(since).filter(|since| !since.is_zero()).and_then(|since| UNIX_EPOCH.checked_add(since));
         let tag = match std::str::from_utf8(&data) {
             Ok("") => None,
             Ok(text) => Some(Tag::new(text).ok_or(NoRecord("the tag of an object is not one"))?),
             Err(_) => return Err(NoRecord("the tag of an object is not text")),
         };
-        Ok(Self { length, tag })
+        Ok(Self { length, modified, tag })
     }
 }
 
@@ -280,11 +288,15 @@ mod tests {
 
     #[test]
     fn states_are_read_and_written() {
-        for state in [State { length: 5, tag: None }, State { length: u64::MAX, tag: Tag::new("aZ-_09") }] {
+        let modified = Some(UNIX_EPOCH + Duration::from_secs(1_790_000_000));
+        for state in [
+            State { length: 5, modified: None, tag: None },
+            State { length: u64::MAX, modified, tag: Tag::new("aZ-_09") },
+        ] {
             assert_eq!(State::parse(state.encode()).unwrap(), state);
         }
-        for bad in [&b"\0\0\0\0\0\0\0"[..], b"\0\0\0\0\0\0\0\0a b", b"\0\0\0\0\0\0\0\0\xff"] {
-            assert!(State::parse(Bytes::copy_from_slice(bad)).is_err());
+        for (numbers, tag) in [(15, &b""[..]), (16, b"a b"), (16, b"\xff")] {
+            assert!(State::parse([&[1; 16][..numbers], tag].concat().into()).is_err(), "{numbers}");
         }
         assert_eq!(Tag::new(""), None);
         assert_eq!(Tag::new("x".repeat(TAG_MAX_BYTES + 1)), None);
