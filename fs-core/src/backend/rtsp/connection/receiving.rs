@@ -110,8 +110,7 @@ impl Inner {
         match expected {
             Expected::Setup if status == 200 => self.begin_session(response),
             Expected::Setup => {
-                let reason = format!("{status} {}", reason(status));
-                Err(Ended { cause: Cause::Refused { status, retry_after }, reason })
+                Err(Ended { cause: Cause::Refused { status, retry_after }, reason: reason(status).to_owned() })
             }
             Expected::Reads(_) if status == 200 => Ok(()),
             Expected::Reads(_) if status == 454 => Err(Ended::broken("the server has ended the session")),
