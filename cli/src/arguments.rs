@@ -76,7 +76,7 @@ pub enum Command {
     Renew(renew::RenewArguments),
     /// Withdraw a version: whoever uses it is warned
     Revoke(revoke::RevokeArguments),
-    /// Serve a content root over HTTP
+    /// Serve a content root over HTTP and RTSP, in clear or by TLS
     Serve(serve::ServeArguments),
     /// Show the whole story on a sample, on this machine
     Demo(demo::DemoArguments),
@@ -156,6 +156,9 @@ mod tests {
             "renew /srv/content/app",
             "revoke /srv/content/app@1.0 --json",
             "serve /srv/content --listen 127.0.0.1:0",
+            "serve",
+            "serve https://h/content --listen 0.0.0.0:443 --listen [::]:443 --tls-cert c --tls-key k --client-ca a --tls-only --drain 1m --json",
+            "serve /srv/content --listen 127.0.0.1:0 --tls-trial /tmp/tls --poll-interval 5s --connections 100 --connections-per-address 10",
             "demo",
             "--config /c.toml -vv --quiet status",
         ] {
@@ -174,6 +177,9 @@ mod tests {
             "mount /a/b /mnt --upgrade never",
             "load /a/b --rate 0",
             "publish app /srv/content/app",
+            "serve /srv/content --tls-cert c",
+            "serve /srv/content --tls-cert c --tls-key k --tls-trial d",
+            "serve /srv/content --connections 0",
             "mount /a/b /mnt --token secret",
             "frobnicate",
             "run /a/b bin/calc",

@@ -221,7 +221,7 @@ mod tests {
     async fn a_program_that_does_not_want_to_end_is_ended() {
         let words: Vec<OsString> = ["sleep", "1000"].map(Into::into).to_vec();
         let mut child = Child::start(&words, Path::new("/")).unwrap();
-        let over = child.wait(Some(Duration::from_millis(1)), &Interrupt::listen().unwrap()).await.unwrap();
+        let over = child.wait(Some(Duration::from_millis(1)), &Interrupt::listen(true).unwrap()).await.unwrap();
         assert_eq!(over, Over::TimeUp);
         child.end().await;
         assert_eq!(child.process.try_wait().unwrap().unwrap().signal(), Some(15));

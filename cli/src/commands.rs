@@ -37,9 +37,9 @@ pub struct Context {
 }
 
 impl Context {
-    /// Takes the signals over; to be called within a runtime.
-    pub(crate) fn new(global: &Global) -> anyhow::Result<Self> {
-        let interrupt = Interrupt::listen().context("cannot handle signals")?;
+    /// Takes the signals over; to be called within a runtime. `hang_up_ends` is whether SIGHUP is one that ends the command.
+    pub(crate) fn new(global: &Global, hang_up_ends: bool) -> anyhow::Result<Self> {
+        let interrupt = Interrupt::listen(hang_up_ends).context("cannot handle signals")?;
         // An empty variable counts as unset, as everywhere.
         let config = global.config.clone().filter(|path| !path.as_os_str().is_empty());
         Ok(Self { config, quiet: global.quiet, interrupt })

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
 use tokio::sync::watch;
 
 /// A signal that asks the program to end.
@@ -47,17 +47,17 @@ pub(crate) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Takes SIGINT, SIGTERM and SIGHUP over from here on.
-    pub(crate) fn listen() -> std::io::Result<Self> {
+    /// Takes SIGINT and SIGTERM over from here on, and SIGHUP where that shall end the program, too.
+    pub(crate) fn listen(hang_up_ends: bool) -> std::io::Result<Self> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        let mut hang_up = signal(SignalKind::hangup())?;
+        let mut hang_up = hang_up_ends.then(|| signal(SignalKind::hangup())).transpose()?;
         let (told, seen) = watch::channel(None);
         tokio::spawn(async move {
             let which = tokio::select! {
                 _ = interrupt.recv() => Signal::Interrupt,
                 _ = terminate.recv() => Signal::Terminate,
-                _ = hang_up.recv() => Signal::HangUp,
+                () = received(&mut hang_up) => Signal::HangUp,
             };
             told.send_replace(Some(which));
             // Later signals change nothing, and the sender must live for as long as somebody may ask.
@@ -88,5 +88,15 @@ impl Interrupt {
             result = work => result,
             signal = self.wait() => Err(Interrupted(signal).into()),
         }
+    }
+}
+
+/// Waits for one of these, if they are listened to.
+async fn received(signals: &mut Option<Signals>) {
+    match signals {
+        Some(signals) => {
+            signals.recv().await;
+        }
+        None => std::future::pending().await,
     }
 }

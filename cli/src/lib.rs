@@ -24,6 +24,7 @@ mod mount_point;
 mod private_mount;
 mod progress;
 mod report;
+mod service_manager;
 mod trust_report;
 
 use std::ffi::OsString;
@@ -74,7 +75,9 @@ fn run_command(arguments: Arguments) -> anyhow::Result<()> {
         .build()
         .context("cannot start the program's threads")?;
     let result = runtime.block_on(async {
-        let context = Context::new(&arguments.global)?;
+        // A server takes SIGHUP for being asked to read its settings again.
+        let hang_up_ends = !matches!(arguments.command, Command::Serve(_));
+        let context = Context::new(&arguments.global, hang_up_ends)?;
         commands::dispatch(arguments.command, &context).await
     });
     // Work that was abandoned on an interrupt must not hold the exit up.

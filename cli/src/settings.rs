@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use fs_core::config::{
-    CredentialSource, Credentials, OriginConfig, OriginTable, RetryPolicy, SETTINGS_MAX_BYTES, SecretSource, Settings,
+    CredentialSource, Credentials, OriginConfig, OriginTable, RetryPolicy, SETTINGS_MAX_BYTES, SecretSource, ServeSettings,
+    Settings,
 };
 use fs_core::location::PackageLocation;
 use fs_core::mount::prefetch::{DEFAULT_BUDGET_BYTES, PrefetchPolicy};
@@ -49,6 +50,8 @@ pub struct InForce {
     pub prefetch: PrefetchPolicy,
     /// After how long without mounts and requests the agent ends.
     pub idle_exit: Duration,
+    /// What `serve` serves, where, and within what limits.
+    pub serving: ServeSettings,
     /// Folder of the private signing keys; only publishers need one.
     keys_dir: Option<PathBuf>,
     origins: OriginTable,
@@ -117,6 +120,7 @@ impl InForce {
                 ..PrefetchPolicy::default()
             },
             idle_exit: settings.agent.idle_exit.unwrap_or(DEFAULT_IDLE_EXIT),
+            serving: settings.server,
             keys_dir: keys_dir.map(absolute).transpose()?,
             origins,
             environment_credentials: environment_credentials(environment)?,
@@ -197,6 +201,12 @@ fn read_settings(path: &Path) -> anyhow::Result<Settings> {
     let rebase = |path: &mut PathBuf| *path = base.join(&path);
     settings.agent.cache_dir.as_mut().map(rebase);
     settings.publish.keys_dir.as_mut().map(rebase);
+    let server = &mut settings.server;
+    for path in [&mut server.tls_cert, &mut server.tls_key, &mut server.client_ca] {
+        path.as_mut().map(rebase);
+    }
+    // It may also be a location elsewhere.
+    server.content.as_mut().filter(|content| !content.to_string_lossy().contains("://")).map(rebase);
     for rule in &mut settings.origins {
         rule.ca_file.as_mut().map(rebase);
         if let Some(CredentialSource::Basic { password: secret, .. } | CredentialSource::Bearer(secret)) =

@@ -1,58 +1,79 @@
-//! Serves a content root to streamfs clients over HTTP/1.1 and HTTP/2 (prior knowledge, in clear).
+//! Serves a content root to streamfs clients: HTTP/1.1, HTTP/2 and RTSP on one port, in clear and by TLS.
 //!
-//! Everything in a content root is plain files, so this is a static file server with what such a client needs and a
-//! general one gets wrong: byte ranges and conditional requests, headers that let every cache on the way keep
-//! immutable objects for ever and keep no signed pointer at all, no directory listings, no hidden files, and an end
-//! that lets running transfers finish.
+//! ```text
+//! listen     connections: how many, what they speak, how they end          tls   certificates
+//! http       requests to answers: objects, notices, a first launch         rtsp  the same in RTSP's words
+//! content    what is served: packages and their objects, from a folder or from elsewhere
+//! notices    what changed
+//! access     who may                limits   how fast                      metrics  how much
+//! ```
 //!
-//! It does not look into the objects and holds no state about clients. It offers neither TLS nor RTSP yet: put it
-//! behind a web server where clients are not on the same machine or a trusted network.
+//! A general file server gets some things wrong that this one is for: headers that let every cache on the way keep
+//! immutable objects for ever and keep no signed pointer at all, notices of new versions, an end that lets running
+//! transfers finish, limits that hold against clients who mean no good.
+//!
+//! It believes nothing of what it serves, and clients believe nothing for its serving it: packages are signed. It holds
+//! no state that must survive it, so there can be any number of them for one content root.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), stream_server::ServeError> {
-//! let server = stream_server::Server::bind(stream_server::ServerSettings {
-//!     content_dir: "/srv/content".into(),
-//!     listen: "127.0.0.1:0".to_owned(),
-//!     drain_deadline: std::time::Duration::from_secs(30),
-//! })
-//! .await?;
+//! let settings = stream_server::ServerSettings::new("/srv/content", "127.0.0.1:0");
+//! let server = stream_server::Server::bind(settings).await?;
 //! println!("{}", server.address());
 //! server.run(async { /* until this ends */ }).await
 //! # }
 //! ```
 
-mod files;
+mod content;
+mod listen;
+mod notices;
+mod serving;
+mod settings;
+mod tls;
+
+mod http;
+mod rtsp;
+
+mod access;
+mod limits;
+mod metrics;
+
+#[cfg(test)]
+mod stage;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-/// What to serve, and where.
-#[derive(Debug, Clone)]
-pub struct ServerSettings {
-    /// The content root.
-    pub content_dir: PathBuf,
-    /// `HOST:PORT`; port 0 takes a free one.
-    pub listen: String,
-    /// How long running transfers may take to finish once the end was asked for.
-    pub drain_deadline: Duration,
-}
+pub use content::ContentRoot;
+pub use listen::activated;
+pub use settings::ServerSettings;
+pub use tls::{CertificateSource, TlsSettings};
+
+pub(crate) use serving::{Connection, Shared};
+
+use access::Gate;
+use content::Content;
+use http::HttpTimes;
+use limits::Limits;
+use listen::{ConnectionLimits, Desk, Listening};
+use metrics::Metrics;
+use notices::Notices;
+use tls::Tls;
 
 /// Why a server could not start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The content root is not a readable folder.
-    #[error("cannot serve {path}: {source}", path = path.display())]
-    ContentDir {
-        /// The folder.
-        path: PathBuf,
-        /// The system's error.
-        source: std::io::Error,
-    },
+    /// The content root cannot be served.
+    #[error(transparent)]
+    Content(#[from] fs_core::Error),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -61,76 +82,150 @@ pub enum ServeError {
         /// The system's error.
         source: std::io::Error,
     },
-    /// Accepting failed for good.
+    /// Nothing says where to listen.
+    #[error("there is nothing to listen on; name an address, for example --listen 0.0.0.0:8080")]
+    NoAddress,
+    /// What a service manager handed over is not a socket that listens.
+    #[error("cannot use descriptor {descriptor}, which the service manager handed over: {reason}")]
+    Activation {
+        /// Its number.
+        descriptor: i32,
+        /// What it is instead, and what to do.
+        reason: String,
+    },
+    /// The certificate or key cannot be used.
+    #[error("cannot use {} for TLS: {reason}", path.as_deref().map_or("this machine's cryptography".into(), |path| path.display().to_string()))]
+    Tls {
+        /// The file, if it is one.
+        path: Option<PathBuf>,
+        /// Why.
+        reason: String,
+    },
+    /// Taking connections failed for good.
     #[error("serving ended: {0}")]
     Serve(std::io::Error),
 }
 
-/// A server that holds its port, and serves once it is run.
-#[derive(Debug)]
+/// A server that holds its addresses, and serves once it is run.
 pub struct Server {
-    listener: TcpListener,
-    address: SocketAddr,
+    listeners: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
     settings: ServerSettings,
+    shared: Arc<Shared>,
+    tls: Option<Arc<Tls>>,
+}
+
+/// Lets a server that runs use changed settings. Clones are for the same server.
+#[derive(Clone)]
+pub struct Reloader {
+    tls: Option<Arc<Tls>>,
 }
 
 impl Server {
-    /// Checks the content root and takes the port.
+    /// Checks the settings and takes the addresses.
     ///
     /// # Errors
-    /// [`ServeError`], naming the folder or the address.
-    pub async fn bind(mut settings: ServerSettings) -> Result<Self, ServeError> {
-        let content_error = |source| ServeError::ContentDir { path: settings.content_dir.clone(), source };
-        // Resolved once, so that a link exchanged later does not change what is served.
-        let resolved = std::fs::canonicalize(&settings.content_dir).map_err(content_error)?;
-        std::fs::read_dir(&resolved).map_err(content_error)?;
-        let listen_error = |source| ServeError::Listen { address: settings.listen.clone(), source };
-        let listener = TcpListener::bind(&settings.listen).await.map_err(listen_error)?;
-        let address = listener.local_addr().map_err(listen_error)?;
-        settings.content_dir = resolved;
-        Ok(Self { listener, address, settings })
-    }
-
-    /// The address that is listened on, with the port that was taken.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// Serves until `end` completes, then lets running requests finish for at most the drain deadline.
-    ///
-    /// # Errors
-    /// [`ServeError::Serve`] if the listener breaks.
-    pub async fn run(self, end: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
-        // Answers are small pieces written one after the other; without NODELAY each may wait 40 ms for an
-        // acknowledgement.
-        let listener = self.listener.tap_io(|stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "cannot switch Nagle's algorithm off");
-            }
+    /// [`ServeError`], naming what cannot be used.
+    pub async fn bind(settings: ServerSettings) -> Result<Self, ServeError> {
+        let content = Content::new(settings.content.clone())?;
+        let tls = settings.tls.as_ref().map(Tls::load).transpose()?.map(Arc::new);
+        let mut listeners = Vec::new();
+        for address in &settings.listen {
+            listeners.push(listen::bind(address).await?);
+        }
+        for socket in &settings.sockets {
+            listeners.push(taken(socket)?);
+        }
+        if listeners.is_empty() {
+            return Err(ServeError::NoAddress);
+        }
+        let addresses = listeners
+            .iter()
+            .map(|listener| listener.local_addr())
+            .collect::<Result<_, _>>()
+            .map_err(|source| ServeError::Listen { address: "its socket".to_owned(), source })?;
+        let shared = Arc::new(Shared {
+            content,
+            gate: Gate::open_to_all(),
+            notices: Notices::new(),
+            metrics: Metrics::default(),
+            limits: Limits::default(),
+            since: Instant::now(),
         });
-        let (ended, mut end_seen) = tokio::sync::watch::channel(false);
-        let served =
-            axum::serve(listener, files::router(&self.settings.content_dir)).with_graceful_shutdown(async move {
-                end.await;
-                ended.send_replace(true);
-            });
-        let drain_deadline = self.settings.drain_deadline;
-        let overdue = async move {
-            // An error means that the sender is gone, and with it the server: the other branch ends the wait.
-            if end_seen.wait_for(|seen| *seen).await.is_err() {
-                std::future::pending::<()>().await;
+        Ok(Self { listeners, addresses, settings, shared, tls })
+    }
+
+    /// The first address that is listened on, with the port that was taken.
+    pub fn address(&self) -> SocketAddr {
+        // There is at least one: `bind` saw to it.
+        self.addresses[0]
+    }
+
+    /// All addresses that are listened on.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// For changing settings while it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader { tls: self.tls.clone() }
+    }
+
+    /// Serves until `end` completes, then lets what runs finish for at most the drain deadline.
+    ///
+    /// # Errors
+    /// [`ServeError::Serve`] if a listener breaks.
+    pub async fn run(self, end: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
+        let (ending, is_ending) = watch::channel(false);
+        let ServerSettings { poll_interval, connections, connections_per_address, .. } = self.settings;
+        let _noticing = self.shared.notices.start(self.shared.content.clone(), poll_interval);
+        let desk = Desk {
+            router: http::router(self.shared.clone()),
+            shared: self.shared,
+            tls: self.tls.clone(),
+            times: HttpTimes { idle: self.settings.idle_timeout },
+            ending: is_ending,
+        };
+        let limits = ConnectionLimits { connections, per_address: connections_per_address };
+        let serving = Listening::new(self.listeners, limits).run(desk, ending, end, self.settings.drain_deadline);
+        let following = async {
+            match &self.tls {
+                Some(tls) => tls.follow_files().await,
+                None => std::future::pending().await,
             }
-            tokio::time::sleep(drain_deadline).await;
         };
         tokio::select! {
-            result = served => result.map_err(ServeError::Serve),
-            () = overdue => {
-                tracing::warn!(seconds = drain_deadline.as_secs(), "transfers did not finish in time and were cut off");
+            ended = serving => ended,
+            () = following => Ok(()),
+        }
+    }
+}
+
+impl Reloader {
+    /// Uses what of `settings` can change while the server runs: its certificate, authorities of clients, and whether
+    /// TLS is demanded. On failure nothing changes.
+    ///
+    /// # Errors
+    /// [`ServeError::Tls`].
+    pub fn reload(&self, settings: &ServerSettings) -> Result<(), ServeError> {
+        match (&self.tls, &settings.tls) {
+            (Some(tls), Some(settings)) => tls.reload(settings),
+            (None, None) => Ok(()),
+            (None, Some(_)) | (Some(_), None) => {
+                tracing::warn!("switching TLS on or off needs a restart");
                 Ok(())
             }
         }
     }
 }
 
-#[cfg(test)]
-mod tests;
+/// A socket that somebody else opened.
+fn taken(socket: &Arc<StdListener>) -> Result<TcpListener, ServeError> {
+    let listen = || {
+        // The settings keep theirs: they can be cloned, and a socket cannot be moved out of them.
+        let own = socket.try_clone()?;
+        own.set_nonblocking(true)?;
+        TcpListener::from_std(own)
+    };
+    listen().map_err(|source| ServeError::Listen { address: "a socket of the service manager".to_owned(), source })
+}

@@ -14,6 +14,7 @@ mod publishing;
 mod real_trees;
 mod run;
 mod scale;
+mod serving;
 mod tampering;
 mod trace;
 mod trust_state;

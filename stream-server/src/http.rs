@@ -1,0 +1,184 @@
+//! HTTP: requests to answers.
+//!
+//! ```text
+//! GET /PACKAGE/OBJECT        a stored object: whole, by range, conditionally          object.rs
+//! GET /PACKAGE/events        what changes, as server-sent events                      events.rs
+//! GET /PACKAGE/launch        all that a first launch needs, in one answer             launch.rs
+//! GET /healthz               whether it serves
+//! GET /metrics               counters for Prometheus
+//! GET /status                a page for people                                        status.rs
+//! ```
+//!
+//! An object is in one of the folders of docs/FORMAT.md or called `head`, so no package's object is hidden by another of
+//! these names. Everything else is not found, and denied looks the same.
+
+mod asking;
+mod conditions;
+mod connection;
+mod counted;
+mod events;
+mod launch;
+mod object;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::Router;
+
+use fs_core::backend::ObjectPath;
+use fs_core::{Error, ErrorKind};
+
+use crate::content::{PackagePath, decode, split};
+use crate::{Connection, Shared};
+
+pub(crate) use connection::{HttpTimes, Version, serve};
+
+/// For everything that may change: ask again each time (a conditional request is cheap).
+const ASK_AGAIN: HeaderValue = HeaderValue::from_static("no-cache");
+/// When to come back after an origin behind this server was away.
+const COME_BACK: Duration = Duration::from_secs(1);
+
+/// Answers every request.
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/metrics", get(metrics))
+        .merge(status::router())
+        .fallback(package)
+        .layer(from_fn(guard))
+        .with_state(shared)
+}
+
+async fn health(Extension(connection): Extension<Arc<Connection>>) -> Response {
+    match *connection.ending.borrow() {
+        false => "ok\n".into_response(),
+        // Whoever spreads requests over several servers sends the next ones elsewhere.
+        true => (StatusCode::SERVICE_UNAVAILABLE, "ending\n").into_response(),
+    }
+}
+
+async fn metrics(
+    State(shared): State<Arc<Shared>>,
+    Extension(connection): Extension<Arc<Connection>>,
+    request: Request,
+) -> Response {
+    match asking::insider(&shared, &connection, request.headers()).await {
+        Ok(_) => {
+            let kind = (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8");
+            ([kind], shared.metrics.text()).into_response()
+        }
+        Err(refused) => refused,
+    }
+}
+
+/// Refuses what is not served at all, and says of every answer how it may be used.
+async fn guard(request: Request, next: Next) -> Response {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")]).into_response();
+    }
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(ASK_AGAIN);
+    // Objects are bytes; a browser must not guess that one of them is a page with scripts.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// What a path below the content root means.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    Object(PackagePath, ObjectPath),
+    Events(PackagePath),
+    Launch(PackagePath),
+}
+
+impl Target {
+    fn of(raw: &str) -> Option<Self> {
+        let path = decode(raw)?;
+        if let Some((package, object)) = split(&path) {
+            return Some(Target::Object(package, object));
+        }
+        let (package, last) = path.rsplit_once('/')?;
+        match last {
+            "events" => Some(Target::Events(package.parse().ok()?)),
+            "launch" => Some(Target::Launch(package.parse().ok()?)),
+            _ => None,
+        }
+    }
+
+    fn package(&self) -> &PackagePath {
+        match self {
+            Target::Object(package, _) | Target::Events(package) | Target::Launch(package) => package,
+        }
+    }
+}
+
+async fn package(
+    State(shared): State<Arc<Shared>>,
+    Extension(connection): Extension<Arc<Connection>>,
+    request: Request,
+) -> Response {
+    let (parts, _) = request.into_parts();
+    let Some(target) = Target::of(parts.uri.path()) else { return not_found() };
+    let reader = match asking::reader(&shared, &connection, &parts.headers, target.package()).await {
+        Ok(reader) => reader,
+        Err(refused) => return refused,
+    };
+    match target {
+        Target::Object(package, object) => {
+            object::answer(&shared, &connection, &reader, &package, &object, &parts).await
+        }
+        Target::Events(package) => events::answer(&shared, connection, package, &parts.method).await,
+        Target::Launch(package) => launch::answer(&shared, &connection, &package, &parts).await,
+    }
+}
+
+fn not_found() -> Response {
+    StatusCode::NOT_FOUND.into_response()
+}
+
+/// The answer where the content root did not give what was asked for.
+fn failed(package: &PackagePath, error: &Error) -> Response {
+    let status = match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory | ErrorKind::InvalidInput => {
+            return not_found();
+        }
+        // This server's account may not read it: to the client it is not there.
+        ErrorKind::Denied => StatusCode::NOT_FOUND,
+        ErrorKind::Unreachable | ErrorKind::TimedOut | ErrorKind::Busy => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::BadAnswer => StatusCode::BAD_GATEWAY,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    tracing::warn!(%package, %error, "cannot serve it");
+    let mut response = status.into_response();
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, COME_BACK.as_secs().into());
+    }
+    response
+}
+
+/// `bytes`, no faster than the client's limit allows.
+fn limited(shared: &Shared, connection: &Connection, bytes: fs_core::backend::ByteStream) -> Body {
+    use futures::TryStreamExt as _;
+    let bucket = shared.limits.client(connection.peer.ip());
+    Body::from_stream(futures::stream::try_unfold((bytes, bucket), |(mut bytes, bucket)| async move {
+        let Some(piece) = bytes.try_next().await.inspect_err(broken)? else { return Ok::<_, Error>(None) };
+        bucket.take(piece.len() as u64).await;
+        Ok(Some((piece, (bytes, bucket))))
+    }))
+}
+
+/// An answer that breaks off tells the client nothing of why.
+fn broken(error: &Error) {
+    tracing::warn!(%error, "an answer broke off");
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,234 @@
+//! A page for people: what is served, and how much.
+//!
+//! The server writes the page's changing part, and sends it anew while somebody looks, so that the script in the browser
+//! only has to put it in its place. Without a script the page is as it was when it was loaded.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderValue, Method, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use futures::stream;
+
+use super::{asking, events};
+use crate::access::{Action, Identity};
+use crate::content::Known;
+use crate::{Connection, Shared};
+
+const PAGE: &str = include_str!("status/page.html");
+const STYLE: &str = include_str!("status/page.css");
+const SCRIPT: &str = include_str!("status/page.js");
+/// Where the changing part stands in the page.
+const PLACE: &str = "<!--live-->";
+/// How often the part is sent anew, if it changed.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Who looks on asks anew after so long, so that who may no longer see it does not.
+const LOOKING_MAX: Duration = Duration::from_secs(600);
+/// More rows than anybody reads.
+const ROWS_MAX: usize = 500;
+/// Nothing from elsewhere, and no script but the page's own, whatever a package is called.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; frame-ancestors 'none'",
+);
+
+pub(super) fn router() -> Router<Arc<Shared>> {
+    Router::new()
+        .route("/status", get(page))
+        // No package's name begins with a dash.
+        .route("/-/status.css", get(|| async { file("text/css", STYLE) }))
+        .route("/-/status.js", get(|| async { file("text/javascript", SCRIPT) }))
+        .route("/-/status/events", get(live))
+}
+
+fn file(kind: &'static str, text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+async fn page(
+    State(shared): State<Arc<Shared>>,
+    Extension(connection): Extension<Arc<Connection>>,
+    request: Request,
+) -> Response {
+    match asking::insider(&shared, &connection, request.headers()).await {
+        Ok(identity) => {
+            let page = PAGE.replacen(PLACE, &part(&shared, &identity).await, 1);
+            let headers = [
+                (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
+                (header::CONTENT_SECURITY_POLICY, POLICY),
+                (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+            ];
+            (headers, page).into_response()
+        }
+        Err(refused) => refused,
+    }
+}
+
+async fn live(
+    State(shared): State<Arc<Shared>>,
+    Extension(connection): Extension<Arc<Connection>>,
+    request: Request,
+) -> Response {
+    let identity = match asking::insider(&shared, &connection, request.headers()).await {
+        Ok(identity) => identity,
+        Err(refused) => return refused,
+    };
+    if request.method() != Method::GET {
+        return events::streamed(Body::empty());
+    }
+    let until = tokio::time::Instant::now() + LOOKING_MAX;
+    let events = stream::unfold((shared, identity, String::new()), move |(shared, identity, last)| {
+        let connection = connection.clone();
+        async move {
+            loop {
+                let now = part(&shared, &identity).await;
+                if now != last {
+                    let text = event(&now);
+                    return Some((Ok::<_, Infallible>(Bytes::from(text)), (shared, identity, now)));
+                }
+                tokio::select! {
+                    () = connection.is_ending() => return None,
+                    () = tokio::time::sleep_until(until) => return None,
+                    () = tokio::time::sleep(INTERVAL) => {}
+                }
+            }
+        }
+    });
+    events::streamed(Body::from_stream(events))
+}
+
+/// HTML as an event: each of its lines is one of the event's data.
+fn event(html: &str) -> String {
+    let mut text = "event: live\n".to_owned();
+    for line in html.lines() {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "data: {line}");
+    }
+    text.push('\n');
+    text
+}
+
+/// The page's changing part, with what `identity` may see.
+async fn part(shared: &Shared, identity: &Identity) -> String {
+    let mut html = String::new();
+    // Coarse, as all ages here, so that the page does not change all the time.
+    let up = shared.since.elapsed().as_secs();
+    let _ = writeln!(html, "<p>streamfs {}, up for {}</p>", env!("CARGO_PKG_VERSION"), age(up));
+    let (mut rows, mut left_out) = (String::new(), 0usize);
+    let mut shown = 0;
+    for package in shared.notices.packages().iter() {
+        if !shared.gate.may(identity, package, Action::Read).await {
+            continue;
+        }
+        if shown == ROWS_MAX {
+            left_out += 1;
+            continue;
+        }
+        shown += 1;
+        match shared.content.known(package).await {
+            Ok(known) => row(&mut rows, package.as_str(), &known),
+            Err(error) => {
+                let (package, error) = (escaped(package.as_str()), escaped(&error.to_string()));
+                let _ = writeln!(rows, "<tr class=\"bad\"><td>{package}</td><td colspan=\"4\">{error}</td></tr>");
+            }
+        }
+    }
+    if rows.is_empty() {
+        rows.push_str("<tr><td colspan=\"5\">none</td></tr>\n");
+    }
+    html.push_str("<h2>Packages</h2>\n<table id=\"packages\"><thead><tr><th>package</th><th>channels</th><th>versions</th><th>newest</th><th>published</th></tr></thead>\n<tbody>\n");
+    html.push_str(&rows);
+    html.push_str("</tbody></table>\n");
+    if left_out > 0 {
+        let _ = writeln!(html, "<p>and {left_out} more</p>");
+    }
+    html.push_str("<h2>Counters</h2>\n<table id=\"counters\"><tbody>\n");
+    for line in shared.metrics.text().lines().filter(|line| !line.starts_with('#')) {
+        if let Some((name, value)) = line.rsplit_once(' ') {
+            let _ = writeln!(html, "<tr><td>{}</td><td class=\"number\">{}</td></tr>", escaped(name), escaped(value));
+        }
+    }
+    html.push_str("</tbody></table>\n");
+    html
+}
+
+fn row(rows: &mut String, package: &str, known: &Known) {
+    let catalog = &known.catalog;
+    let channels: Vec<_> =
+        catalog.channels.iter().map(|(channel, version)| format!("{}: {}", channel, version)).collect();
+    let revoked = catalog.versions.iter().filter(|version| version.revoked).count();
+    let mut versions = catalog.versions.len().to_string();
+    if revoked > 0 {
+        let _ = write!(versions, " ({revoked} revoked)");
+    }
+    let newest = catalog.versions.last();
+    let published = newest.map_or_else(String::new, |newest| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let ago = now.saturating_sub(u64::try_from(newest.published).unwrap_or(0));
+        format!("{} ago", age(ago))
+    });
+    let cells = [
+        escaped(package),
+        escaped(&channels.join(", ")),
+        escaped(&versions),
+        escaped(newest.map_or("", |newest| newest.version.as_str())),
+        escaped(&published),
+    ];
+    let _ = writeln!(rows, "<tr><td>{}</td></tr>", cells.join("</td><td>"));
+}
+
+/// A duration, in the two units that matter.
+fn age(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => "less than a minute".to_owned(),
+        (0, 0, _) => format!("{minutes} min"),
+        (0, _, _) => format!("{hours} h {} min", minutes % 60),
+        _ => format!("{days} d {} h", hours % 24),
+    }
+}
+
+/// `text` as text in HTML, also within quotes.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_cannot_become_markup() {
+        assert_eq!(escaped("<b title=\"a\">'&"), "&lt;b title=&quot;a&quot;&gt;&#39;&amp;");
+        assert!(PAGE.contains(PLACE));
+    }
+
+    #[test]
+    fn ages_are_readable() {
+        for (seconds, text) in [(5, "less than a minute"), (61, "1 min"), (3_700, "1 h 1 min"), (90_000, "1 d 1 h")] {
+            assert_eq!(age(seconds), text);
+        }
+    }
+
+    #[test]
+    fn events_have_one_data_line_for_each_of_the_text() {
+        assert_eq!(event("<p>\na</p>\n"), "event: live\ndata: <p>\ndata: a</p>\n\n");
+    }
+}

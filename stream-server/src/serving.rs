@@ -1,0 +1,43 @@
+//! What every connection needs to serve, and what is known of one, whatever it speaks.
+
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use crate::access::{Gate, Presented};
+use crate::content::Content;
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::notices::Notices;
+
+/// One connection.
+pub(crate) struct Connection {
+    /// Who is at the other end.
+    pub(crate) peer: SocketAddr,
+    /// Whether nobody between here and there can read along.
+    pub(crate) encrypted: bool,
+    /// The certificate that was shown, and found to be good.
+    pub(crate) certificate: Option<Presented>,
+    /// Becomes true when the server is about to end: what runs may finish, nothing new shall begin.
+    pub(crate) ending: watch::Receiver<bool>,
+}
+
+impl Connection {
+    /// Waits until the server is about to end.
+    pub(crate) async fn is_ending(&self) {
+        // An error means that the server is gone altogether.
+        let _ = self.ending.clone().wait_for(|ending| *ending).await;
+    }
+}
+
+/// What all connections have in common.
+pub(crate) struct Shared {
+    pub(crate) content: Content,
+    pub(crate) gate: Gate,
+    pub(crate) notices: Notices,
+    pub(crate) metrics: Metrics,
+    pub(crate) limits: Limits,
+    /// When the server began.
+    pub(crate) since: Instant,
+}
