@@ -52,6 +52,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let peer = connection.peer;
+    let _counted = shared.metrics.connection(protocol(Version::V2_0));
     let (read, write) = tokio::io::split(stream);
     let outbox: Arc<Outbox<Sending>> = Arc::default();
     let bucket = shared.limits.client(peer.ip());

@@ -11,16 +11,19 @@ use fs_core::backend::rtsp::target::{STREAM_CONTROL, Target};
 use fs_core::backend::rtsp::wire::{header, list};
 use fs_core::location::{PackageVersion, Selector};
 use fs_core::package::descriptor::{DESCRIPTOR_MAX_BYTES, Descriptor};
-use fs_core::trust::{HEAD_OBJECT, VersionRecord};
+use fs_core::trust::HEAD_OBJECT;
 
 use super::replies::Refused;
 use super::sending::status_of;
-use crate::content::{Content, Known, Object, PackagePath};
+use crate::content::{Content, Object, PackagePath};
 
 /// Media type of a package's `head`, without its tail.
 pub(super) const HEAD_TYPE: &str = "application/vnd.streamfs.head";
 /// Media type of a presentation (RFC 8866).
 pub(super) const SDP_TYPE: &str = "application/sdp";
+
+/// Longest `head` that a response carries; a longer one can be had by READ.
+const HEAD_BODY_MAX_BYTES: usize = 4 << 20;
 
 /// In what form a package is described.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,22 +123,31 @@ fn object(path: &str) -> ObjectPath {
     ObjectPath::new(path).expect("a plain path")
 }
 
-/// The version that is asked for; none if the package as a whole is.
+/// The version that is asked for; none if the package as a whole is. Then nothing need be known of its metadata, which may
+/// be of a newer form than this server knows.
 ///
 /// # Errors
 /// 404 if there is no such version or channel.
-pub(super) fn version<'a>(
-    known: &'a Known,
+pub(super) async fn version(
+    content: &Content,
     package: &PackagePath,
     selector: Option<&Selector>,
-) -> Result<Option<&'a VersionRecord>, Refused> {
-    match selector {
-        None => Ok(None),
-        Some(_) => {
-            let record = known.catalog.resolve(selector, package.as_str());
-            record.map(Some).map_err(|_| Refused::of(404))
-        }
-    }
+) -> Result<Option<PackageVersion>, Refused> {
+    let Some(selector) = selector else { return Ok(None) };
+    let known = content.known(package).await.map_err(|e| Refused::of(status_of(&e)))?;
+    let record = known.catalog.resolve(Some(selector), package.as_str()).map_err(|_| Refused::of(404))?;
+    Ok(Some(record.version.clone()))
+}
+
+/// The package's `head` without its tail, as DESCRIBE carries it.
+///
+/// # Errors
+/// 406 if there is none, or it is too long for that.
+pub(super) async fn head(content: &Content, package: &PackagePath) -> Result<Bytes, Refused> {
+    let known = content.known(package).await.map_err(|e| Refused::of(status_of(&e)))?;
+    let head = known.head.as_ref().ok_or_else(|| Refused::of(406))?;
+    let bytes = head.encode().map_err(|e| Refused::of(status_of(&e)))?;
+    if bytes.len() > HEAD_BODY_MAX_BYTES { Err(Refused::of(406)) } else { Ok(bytes) }
 }
 
 /// What PLAY streams of a version, or of the default channel's: its first launch object, or `head` where it has none.

@@ -16,7 +16,7 @@ use super::dialogue::{Dialogue, SESSION_TIMEOUT_TOLD};
 use super::outbox::{Key, NotBegun};
 use super::protocol;
 use super::replies::Refused;
-use super::sending::{Farewell, Sending, status_of};
+use super::sending::{Farewell, Sending};
 use super::sessions::{About, Session, pipeline_of};
 use crate::content::PackagePath;
 
@@ -25,8 +25,6 @@ pub(super) const METHODS: &str =
     "OPTIONS, DESCRIBE, SETUP, PLAY, PAUSE, GET_PARAMETER, SET_PARAMETER, TEARDOWN, READ, CREDIT, CANCEL";
 /// Features that a client may require.
 pub(super) const FEATURES: [&str; 3] = ["play.basic", READ_FEATURE, NOTICES_FEATURE];
-/// Longest `head` that a response carries; a longer one can be had by READ.
-const HEAD_BODY_MAX_BYTES: usize = 4 << 20;
 /// Id of what PLAY streams.
 const PLAY_ID: u32 = 0;
 
@@ -117,9 +115,9 @@ impl Dialogue {
         let package = package(&target)?;
         self.enter(request, &package).await?;
         let form = describing::form(request)?;
-        let known = self.shared.content.known(&package).await.map_err(|e| Refused::of(status_of(&e)))?;
-        describing::version(&known, &package, target.version.as_ref())?;
-        let freshness = describing::freshness(&self.shared.content, &package).await?;
+        let content = &self.shared.content;
+        let freshness = describing::freshness(content, &package).await?;
+        describing::version(content, &package, target.version.as_ref()).await?;
         let version = request.version();
         let told = |reply: Outgoing| {
             reply
@@ -139,14 +137,7 @@ impl Dialogue {
                 let text = describing::sdp(&presentation, &freshness, version);
                 reply.body(describing::SDP_TYPE, text.as_bytes())
             }
-            Form::Head => {
-                let head = known.head.as_ref().ok_or_else(|| Refused::of(406))?;
-                let bytes = head.encode().map_err(|e| Refused::of(status_of(&e)))?;
-                if bytes.len() > HEAD_BODY_MAX_BYTES {
-                    return Err(Refused::of(406));
-                }
-                reply.body(describing::HEAD_TYPE, &bytes)
-            }
+            Form::Head => reply.body(describing::HEAD_TYPE, &describing::head(content, &package).await?),
         };
         Ok(body.into())
     }
@@ -162,13 +153,11 @@ impl Dialogue {
         if self.is_leaving() {
             return Err(Refused::of(503).with("Retry-After", 1));
         }
-        let known = self.shared.content.known(&package).await.map_err(|e| Refused::of(status_of(&e)))?;
-        let version = describing::version(&known, &package, target.version.as_ref())?.map(|it| it.version.clone());
-        if header(request, "If-Match").is_some() {
-            let freshness = describing::freshness(&self.shared.content, &package).await?;
-            if !freshness.is_demanded_by(request) {
-                return Err(Refused::of(412));
-            }
+        let content = &self.shared.content;
+        let freshness = describing::freshness(content, &package).await?;
+        let version = describing::version(content, &package, target.version.as_ref()).await?;
+        if !freshness.is_demanded_by(request) {
+            return Err(Refused::of(412));
         }
         let transport = header(request, "Transport").and_then(interleaved).ok_or_else(|| Refused::of(461))?;
         let presentation = Target { is_stream: false, ..target };
