@@ -27,8 +27,9 @@ mod visitor;
 mod writing;
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use fs_core::backend::rtsp::wire::WireLimits;
 use rtsp_types::Version;
@@ -46,6 +47,10 @@ pub(crate) use sessions::Uses;
 /// are RTCP.
 const REQUEST_LIMITS: WireLimits = WireLimits { head_bytes: 80 << 10, body_bytes: 64 << 10, frame_bytes: 4 << 10 };
 
+/// What a client may still have sent when the server closes the connection, and how long that is waited for.
+const UNREAD_MAX_BYTES: u64 = 1 << 20;
+const UNREAD_WITHIN: Duration = Duration::from_secs(1);
+
 /// Speaks RTSP on one connection until it ends. `stream` yields first what was read while sniffing.
 pub(crate) async fn serve<S>(stream: S, connection: Connection, shared: Arc<Shared>)
 where
@@ -53,7 +58,7 @@ where
 {
     let peer = connection.peer;
     let _counted = shared.metrics.connection(protocol(Version::V2_0));
-    let (read, write) = tokio::io::split(stream);
+    let (mut read, write) = tokio::io::split(stream);
     let outbox: Arc<Outbox<Sending>> = Arc::default();
     let bucket = shared.limits.client(peer.ip());
     let source = Source::new(shared.clone(), bucket);
@@ -62,7 +67,7 @@ where
     let mut dialogue = Dialogue::new(connection, shared, outbox.clone());
     let written = tokio::select! {
         written = &mut writing => written,
-        () = dialogue.run(read) => {
+        () = dialogue.run(&mut read) => {
             // What was asked for before the end is sent, unless the client is gone.
             outbox.close();
             writing.await
@@ -71,7 +76,11 @@ where
     if let Err(error) = written {
         // Clients come and go; of interest when looking for something.
         tracing::debug!(%peer, %error, "an RTSP connection ended");
+        return;
     }
+    // A connection that is closed while something is unread is reset, and what was said last gets lost.
+    let unread = tokio::io::copy(&mut read.take(UNREAD_MAX_BYTES), &mut tokio::io::sink());
+    let _ = tokio::time::timeout(UNREAD_WITHIN, unread).await;
 }
 
 /// For the metrics.

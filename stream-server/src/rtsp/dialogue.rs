@@ -47,8 +47,6 @@ pub(super) struct Dialogue {
     heard: Instant,
     /// Since when a message has been coming.
     amid: Option<Instant>,
-    /// Turns of answers that were seen.
-    turns: u64,
     leaving: bool,
 }
 
@@ -76,11 +74,11 @@ impl Dialogue {
     pub(super) fn new(connection: Connection, shared: Arc<Shared>, outbox: Arc<Outbox<Sending>>) -> Self {
         let visitor = Visitor::new(connection.peer.ip(), connection.encrypted, connection.certificate.clone());
         let (sessions, numbers, heard) = (Sessions::default(), Arc::default(), Instant::now());
-        Self { connection, shared, outbox, visitor, sessions, numbers, heard, amid: None, turns: 0, leaving: false }
+        Self { connection, shared, outbox, visitor, sessions, numbers, heard, amid: None, leaving: false }
     }
 
     /// Converses until the client leaves, breaks a limit, or was silent for too long.
-    pub(super) async fn run<R: AsyncRead + Unpin>(&mut self, mut read: R) {
+    pub(super) async fn run<R: AsyncRead + Unpin>(&mut self, read: &mut R) {
         let mut splitter = Splitter::new(REQUEST_LIMITS);
         let mut news = self.shared.notices.subscribe();
         loop {
@@ -99,7 +97,7 @@ impl Dialogue {
             if self.leaving && self.outbox.under_way() == 0 {
                 return;
             }
-            match self.wait(&mut read, &mut splitter, &mut news).await {
+            match self.wait(read, &mut splitter, &mut news).await {
                 Occasion::Came(0) | Occasion::Broke => return,
                 Occasion::Came(_) => {}
                 Occasion::News(new) => self.tell(Some(&new.package)).await,
@@ -145,10 +143,7 @@ impl Dialogue {
             return true;
         }
         // Who takes what is sent is there, though nothing is heard of it.
-        let turns = self.outbox.turns();
-        if self.turns != turns {
-            (self.turns, self.heard) = (turns, now);
-        }
+        self.heard = self.outbox.last_turn().map_or(self.heard, |took| took.max(self.heard));
         now >= self.deadline()
     }
 

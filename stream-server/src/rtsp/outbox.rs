@@ -93,9 +93,10 @@ struct Queues<T> {
     parked: HashMap<Key, Turn<T>>,
     /// All under way, also the one whose turn it is.
     flows: HashMap<Key, Arc<Flow>>,
-    /// Times that was looked whose turn it is, and turns that ended.
+    /// How often was looked whose turn it is.
     turns: u64,
-    ended: u64,
+    /// When a turn ended last.
+    last_turn: Option<Instant>,
     closing: bool,
 }
 
@@ -116,7 +117,7 @@ impl<T> Default for Outbox<T> {
             parked: HashMap::new(),
             flows: HashMap::new(),
             turns: 0,
-            ended: 0,
+            last_turn: None,
             closing: false,
         };
         Self { queues: Mutex::new(queues), changed: Notify::new(), roomy: Notify::new() }
@@ -261,9 +262,9 @@ impl<T> Outbox<T> {
         self.queues.lock().flows.len()
     }
 
-    /// How many turns have ended: a sign that the client takes what is sent.
-    pub(super) fn turns(&self) -> u64 {
-        self.queues.lock().ended
+    /// When a turn ended last: a sign that the client takes what is sent.
+    pub(super) fn last_turn(&self) -> Option<Instant> {
+        self.queues.lock().last_turn
     }
 
     /// Whose turn it is.
@@ -289,7 +290,7 @@ impl<T> Outbox<T> {
     /// Ends a turn. `done` if it was the answer's last.
     pub(super) fn put_back(&self, turn: Turn<T>, done: bool) {
         let mut queues = self.queues.lock();
-        queues.ended += 1;
+        queues.last_turn = Some(Instant::now());
         if done {
             // Not one of the same id that began after this was cancelled.
             if queues.flows.get(&turn.key).is_some_and(|flow| Arc::ptr_eq(flow, &turn.flow)) {

@@ -29,6 +29,10 @@ const OPEN_MAX: usize = 2;
 /// Longest time between two batches of what has a pace.
 const PACE_MAX_SECONDS: f64 = 3600.0 * 24.0 * 365.0;
 
+/// What has a pace goes in small batches, or it would come in bursts.
+const PACE_BATCHES_A_SECOND: u64 = 20;
+const PACE_BATCH_MIN_BYTES: u64 = 4 << 10;
+
 /// What all answers of one connection have in common.
 pub(super) struct Source {
     pub(super) shared: Arc<Shared>,
@@ -157,7 +161,8 @@ impl Sending {
             }
         }
         if let Stage::Open(opened) = &mut self.stage {
-            let room = flow.room().min(bytes as u64);
+            let at_pace = self.pace.map_or(u64::MAX, |(bits, _)| (bits / 8 / PACE_BATCHES_A_SECOND).max(PACE_BATCH_MIN_BYTES));
+            let room = flow.room().min(bytes as u64).min(at_pace);
             match opened.next(room, alone).await {
                 Ok(piece) => {
                     source.bucket.take(piece.len() as u64).await;
@@ -213,8 +218,10 @@ impl Sending {
         let Stage::Open(Opened { left, .. }) = &self.stage else { return };
         let (mut position, all_sent) = (left.start - piece.len() as u64, left.is_empty());
         self.sent_bytes += piece.len() as u64;
+        // Of about equal length: none so short that its heads count.
+        let longest = piece.len().div_ceil(piece.len().div_ceil(RECORD_DATA_MAX_BYTES).max(1));
         while !piece.is_empty() {
-            let data = piece.split_to(piece.len().min(RECORD_DATA_MAX_BYTES));
+            let data = piece.split_to(piece.len().min(longest));
             let length = data.len() as u64;
             self.record(Kind::Data, all_sent && piece.is_empty(), 200, position, data, batch);
             position += length;

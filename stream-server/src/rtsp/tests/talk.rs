@@ -143,8 +143,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Talk<S> {
 
     /// Makes a session in RTSP 2.0; its id.
     pub(super) async fn setup(&mut self, url: &str, headers: &[(&str, &str)]) -> String {
-        let headers = [&[("Transport", "RTP/AVP/TCP;unicast;interleaved=0-1")], headers].concat();
-        let response = self.ask(&format!("SETUP {url} RTSP/2.0"), &headers, "").await;
+        let mut all = vec![("Transport", "RTP/AVP/TCP;unicast;interleaved=0-1")];
+        all.extend_from_slice(headers);
+        let response = self.ask(&format!("SETUP {url} RTSP/2.0"), &all, "").await;
         assert_eq!(u16::from(response.status()), 200, "{response:?}");
         session(&response)
     }
