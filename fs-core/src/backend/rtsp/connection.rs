@@ -356,11 +356,6 @@ impl Answer {
         Ok(Some(event))
     }
 
-    /// Whether all has come.
-    pub(super) fn is_done(&self) -> bool {
-        self.done
-    }
-
     /// The connection on which it comes.
     pub(super) fn connection(&self) -> &Connection {
         &self.connection
