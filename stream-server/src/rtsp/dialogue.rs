@@ -42,7 +42,7 @@ pub(super) struct Dialogue {
     pub(super) outbox: Arc<Outbox<Sending>>,
     pub(super) visitor: Visitor,
     pub(super) sessions: Sessions,
-    /// What is being told at the end of what PLAY streams has its number from here, too.
+    /// Of the server's own requests; what is told at the end of a stream has its number from here, too.
     numbers: Arc<Numbers>,
     heard: Instant,
     /// Since when a message has been coming.
@@ -85,7 +85,7 @@ impl Dialogue {
             loop {
                 match splitter.next() {
                     Ok(Some(item)) => {
-                        self.heard = Instant::now();
+                        (self.heard, self.amid) = (Instant::now(), None);
                         self.outbox.has_room().await;
                         self.take(item).await;
                     }
