@@ -79,8 +79,8 @@ where
         return;
     }
     // A connection that is closed while something is unread is reset, and what was said last gets lost.
-    let unread = tokio::io::copy(&mut read.take(UNREAD_MAX_BYTES), &mut tokio::io::sink());
-    let _ = tokio::time::timeout(UNREAD_WITHIN, unread).await;
+    let mut unread = read.take(UNREAD_MAX_BYTES);
+    let _ = tokio::time::timeout(UNREAD_WITHIN, tokio::io::copy(&mut unread, &mut tokio::io::sink())).await;
 }
 
 /// For the metrics.
