@@ -58,6 +58,11 @@ impl Identity {
     pub(crate) fn is_anonymous(&self) -> bool {
         self.user.is_empty()
     }
+
+    /// What to answer in `WWW-Authenticate` to a `Negotiate` that was accepted.
+    pub(crate) fn reply(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// What somebody wants to do with a package.
@@ -104,8 +109,19 @@ impl Gate {
         action == Action::Read
     }
 
+    /// Whether they may see the status page and the metrics.
+    pub(crate) async fn may_see_status(&self, _identity: &Identity) -> bool {
+        true
+    }
+
     /// How somebody could make themselves known: values of `WWW-Authenticate`.
     pub(crate) fn challenges(&self, _encrypted: bool) -> Vec<String> {
         Vec::new()
     }
+}
+
+/// A subject as text by RFC 4514, from its types and values in their order from left to right.
+pub(crate) fn subject_text<'a>(parts: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let escape = |value: &str| value.replace('\\', "\\\\").replace(',', "\\,");
+    parts.into_iter().map(|(kind, value)| format!("{kind}={}", escape(value))).collect::<Vec<_>>().join(",")
 }

@@ -25,7 +25,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Extension, Request, State};
+use axum::Extension;
+use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
@@ -131,13 +132,17 @@ async fn package(
         Ok(reader) => reader,
         Err(refused) => return refused,
     };
-    match target {
+    let mut response = match target {
         Target::Object(package, object) => {
             object::answer(&shared, &connection, &reader, &package, &object, &parts).await
         }
         Target::Events(package) => events::answer(&shared, connection, package, &parts.method).await,
         Target::Launch(package) => launch::answer(&shared, &connection, &package, &parts).await,
+    };
+    if let Some(reply) = reader.reply {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, reply);
     }
+    response
 }
 
 fn not_found() -> Response {

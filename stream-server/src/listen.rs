@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::ServeError;
+use crate::metrics::Turned;
 
 pub use activated::activated;
 pub(crate) use connection::Desk;
@@ -78,6 +79,7 @@ impl Listening {
                     let (stream, peer) = accept(&listener).await?;
                     let Some(from) = peers.enter(peer.ip()) else {
                         tracing::debug!(%peer, "too many connections from there");
+                        desk.shared.metrics.turned_away(Turned::Full);
                         continue;
                     };
                     tokio::spawn(attend(desk.clone(), stream, peer, (place, from), is_cut.clone()));

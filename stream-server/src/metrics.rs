@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,20 @@ impl Protocol {
     }
 }
 
+/// Why a connection was not served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turned {
+    Full,
+    Unknown,
+    Handshake,
+}
+
+/// Something of which the number that there is now counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gauge {
+    Watchers,
+}
+
 #[derive(Default)]
 struct Counters {
     requests: AtomicU64,
@@ -33,12 +48,14 @@ struct Counters {
 #[derive(Clone, Default)]
 pub(crate) struct Metrics(Arc<[Counters; 2]>);
 
-/// A connection, until it is dropped.
-pub(crate) struct ConnectionCount(Metrics, Protocol);
+/// A connection, or somebody who listens, until it is dropped.
+pub(crate) struct Counted(Option<(Metrics, Protocol)>);
 
-impl Drop for ConnectionCount {
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.of(self.1).connections.fetch_sub(1, Ordering::Relaxed);
+        if let Some((metrics, protocol)) = &self.0 {
+            metrics.of(*protocol).connections.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -58,10 +75,24 @@ impl Metrics {
     }
 
     /// Counts a connection while it lasts.
-    pub(crate) fn connection(&self, protocol: Protocol) -> ConnectionCount {
+    pub(crate) fn connection(&self, protocol: Protocol) -> Counted {
         self.of(protocol).connections.fetch_add(1, Ordering::Relaxed);
-        ConnectionCount(self.clone(), protocol)
+        Counted(Some((self.clone(), protocol)))
     }
+
+    /// Counts a connection that was not served.
+    pub(crate) fn turned_away(&self, _why: Turned) {}
+
+    /// Counts one of these while it lasts.
+    pub(crate) fn hold(&self, _gauge: Gauge) -> Counted {
+        Counted(None)
+    }
+
+    /// Counts clients that were told of a change.
+    pub(crate) fn notices(&self, _clients: u64) {}
+
+    /// Counts how long an answer took to begin.
+    pub(crate) fn answered_after(&self, _protocol: Protocol, _took: Duration) {}
 
     /// In Prometheus' text format.
     pub(crate) fn text(&self) -> String {

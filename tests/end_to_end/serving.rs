@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tests::{Served, Streamfs, assert_same_tree, wait_for};
+use tests::{CacheKind, CachingProxy, Served, Streamfs, assert_same_tree, wait_for};
 
 use crate::{in_folder, noise, sample};
 
@@ -173,4 +173,46 @@ fn what_cannot_be_served_is_said_in_one_line() {
         let line = user.fails(&arguments);
         assert!(line.contains(words), "{arguments:?}: {line}");
     }
+}
+
+/// Bytes that the server has sent over HTTP so far.
+fn sent_bytes(server: &Served) -> u64 {
+    // An answer counts when its connection has let go of it, so the counter may be late by an answer.
+    let text = read_until(&mut ask(server, "/metrics"), "streamfs_server_connections");
+    let line = text.lines().find(|line| line.starts_with("streamfs_server_sent_bytes_total{protocol=\"http\"}"));
+    let value = line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok());
+    value.unwrap_or_else(|| panic!("the bytes are not told: {text}")) as u64
+}
+
+/// Whoever comes second gets from the cache what never changes; what changes is asked for anew.
+fn is_cached_by(kind: CacheKind) {
+    let (user, source, content) = published();
+    let server = Served::start(&user, &content, &[]);
+    let cache = CachingProxy::start(kind, server.address());
+    let location = format!("{}/app", cache.url());
+    let mount = user.mount(&location, "mnt");
+    assert_same_tree(&source, mount.path());
+    let first = sent_bytes(&server);
+    let second = Streamfs::new();
+    let other = second.mount(&location, "mnt");
+    assert_same_tree(&source, other.path());
+    other.unmount();
+    let again = sent_bytes(&server) - first;
+    assert!(first > 3_000_000 && again < 200_000, "{kind:?}: {first} bytes for the first client, {again} for the second");
+    // A new version is seen through it at once.
+    fs::write(source.join("small"), "changed\n").expect("a folder of the test");
+    user.publish(&source, &in_folder(&content, "app"), "2.0");
+    user.ok([OsStr::new("remount"), mount.path().as_os_str()]);
+    assert_same_tree(&source, mount.path());
+    mount.unmount();
+}
+
+#[test]
+fn nginx_with_slices_in_front_keeps_what_never_changes() {
+    is_cached_by(CacheKind::NginxSlices);
+}
+
+#[test]
+fn squid_in_front_keeps_what_never_changes() {
+    is_cached_by(CacheKind::Squid);
 }

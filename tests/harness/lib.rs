@@ -4,6 +4,7 @@
 //! Nothing here checks the product; tests do, and name in their failures what they expected. Everything a test
 //! starts ends with the value that started it, also when the test panics.
 
+mod caching_proxy;
 mod compare;
 mod fault_server;
 mod generated;
@@ -16,6 +17,7 @@ mod tier;
 mod trees;
 mod waiting;
 
+pub use caching_proxy::{CacheKind, CachingProxy};
 pub use compare::{assert_same_tree, compare_trees};
 pub use fault_server::{Fault, FaultServer, Rule, ServedRequest};
 pub use generated::{GENERATED_CONTENT, generated_version};

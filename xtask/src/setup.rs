@@ -24,6 +24,7 @@ const NEEDED: &[(Probe, &str)] = &[
     (Probe::Program("g++"), "g++"),
     (Probe::Program("fusermount3"), "fuse3"),
     (Probe::Program("nginx"), "nginx-light"),
+    (Probe::Program("squid"), "squid"),
     (Probe::Program("openssl"), "openssl"),
     // The benchmark of first launches, whose working is tested: what is downloaded whole, and the file system of which
     // it is asked what a launch reads.

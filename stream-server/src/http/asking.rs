@@ -12,6 +12,8 @@ use crate::{Connection, Shared};
 pub(super) struct Reader {
     /// Whether everybody may: then caches on the way may keep what is answered for others.
     pub(super) public: bool,
+    /// What the answer tells a Kerberos client, to prove that this is the server.
+    pub(super) reply: Option<HeaderValue>,
 }
 
 /// Who asks.
@@ -40,23 +42,29 @@ pub(super) async fn reader(
 ) -> Result<Reader, Response> {
     let identity = identity(shared, connection, headers).await?;
     if shared.gate.may(&Identity::anonymous(), package, Action::Read).await {
-        return Ok(Reader { public: true });
+        return Ok(Reader { public: true, reply: reply(&identity) });
     }
     if !identity.is_anonymous() && shared.gate.may(&identity, package, Action::Read).await {
-        return Ok(Reader { public: false });
+        return Ok(Reader { public: false, reply: reply(&identity) });
     }
     Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.encrypted)))
 }
 
-/// Lets those through who are known here, or everybody where nobody need be.
+/// Lets those through who may see how the server is.
 pub(super) async fn insider(
     shared: &Shared,
     connection: &Connection,
     headers: &HeaderMap,
 ) -> Result<Identity, Response> {
     let identity = identity(shared, connection, headers).await?;
-    let challenges = shared.gate.challenges(connection.encrypted);
-    if identity.is_anonymous() && !challenges.is_empty() { Err(denied(true, challenges)) } else { Ok(identity) }
+    if shared.gate.may_see_status(&identity).await {
+        return Ok(identity);
+    }
+    Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.encrypted)))
+}
+
+fn reply(identity: &Identity) -> Option<HeaderValue> {
+    HeaderValue::from_str(identity.reply()?).ok()
 }
 
 /// To somebody who may not. Denied looks like absent, except that who has shown nothing may show something.

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -65,9 +65,10 @@ pub(crate) async fn serve<S>(
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(connection.clone());
             let (shared, running) = (shared.clone(), activity.begin());
-            let answered = router.clone().call(request);
+            let (answered, begun) = (router.clone().call(request), Instant::now());
             async move {
                 let response = answered.await?;
+                shared.metrics.answered_after(Protocol::Http, begun.elapsed());
                 let status = response.status().as_u16();
                 Ok::<_, Infallible>(response.map(|body| Counted { body, status, sent_bytes: 0, shared, _running: running }))
             }

@@ -35,6 +35,7 @@ use fs_core::location::{Channel, PackageVersion};
 
 use super::failed;
 use crate::content::PackagePath;
+use crate::metrics::{Counted as Watching, Gauge};
 use crate::notices::NewVersion;
 use crate::{Connection, Shared};
 
@@ -68,7 +69,9 @@ pub(super) async fn answer(
     };
     let first = COME_BACK.to_owned() + &event("state", &package, &known.tag, &known.catalog.channels);
     let until = Instant::now() + LISTENING_MAX;
-    let listening = Listening { shared: shared.clone(), connection, package, heard, tag: known.tag.clone(), until };
+    let watching = shared.metrics.hold(Gauge::Watchers);
+    let (shared, tag) = (shared.clone(), known.tag.clone());
+    let listening = Listening { shared, connection, package, heard, tag, until, _watching: watching };
     let mut first = Some(first);
     let events = stream::unfold(listening, move |mut listening| {
         let first = first.take();
@@ -103,6 +106,7 @@ struct Listening {
     /// What was told last.
     tag: String,
     until: Instant,
+    _watching: Watching,
 }
 
 impl Listening {
@@ -129,6 +133,7 @@ impl Listening {
             if tag != self.tag {
                 let text = event("version", &self.package, &tag, &channels);
                 self.tag = tag;
+                self.shared.metrics.notices(1);
                 return Some(text);
             }
         }

@@ -16,11 +16,14 @@ use super::sniff::{Speech, sniff};
 use super::unstuck::Unstuck;
 use crate::access::Presented;
 use crate::http::{HttpTimes, Version};
+use crate::metrics::Turned;
 use crate::tls::Tls;
 use crate::{Connection, Shared, http, rtsp};
 
 /// From connecting to the first request's head, with all of TLS's handshake: no network is so slow.
 const FIRST_REQUEST: Duration = Duration::from_secs(15);
+/// What has been connected, and says something only when the server is about to end, has so long for it.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 /// A client that takes nothing for so long is gone.
 const STUCK: Duration = Duration::from_secs(60);
 /// An idle connection is asked so often by the system whether the other end is there, and given up after some times.
@@ -51,20 +54,24 @@ async fn served(desk: &Desk, stream: TcpStream, peer: SocketAddr) -> io::Result<
     set_options(&stream);
     let until = Instant::now() + FIRST_REQUEST;
     let mut stream = Unstuck::new(stream, STUCK);
-    let Some((first, speech)) = within(until, sniff(&mut stream)).await? else { return Ok(()) };
+    let metrics = &desk.shared.metrics;
+    let sniffed = within(desk, until, sniff(&mut stream)).await.inspect_err(|_| metrics.turned_away(Turned::Unknown));
+    let Some((first, speech)) = sniffed? else { return Ok(()) };
     let stream = Rewound::new(first, stream);
     match (&desk.tls, speech) {
         (None, Speech::Tls) => Err(io::Error::other("TLS was spoken, and this server has no certificate")),
         (Some(tls), Speech::Tls) => {
-            let mut stream = within(until, tls.acceptor().accept(stream)).await?;
+            let shaken = within(desk, until, tls.acceptor().accept(stream)).await;
+            let mut stream = shaken.inspect_err(|_| metrics.turned_away(Turned::Handshake))?;
             let certificate = crate::tls::presented(stream.get_ref().1)?;
-            let negotiated = stream.get_ref().1.alpn_protocol();
-            if negotiated == Some(b"h2") {
+            let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2".as_slice());
+            if is_http2 {
                 let stream = Rewound::new(bytes::Bytes::new(), stream);
                 speak(desk, stream, Speech::Http2, peer, Some(certificate)).await;
                 return Ok(());
             }
-            let Some((first, speech)) = within(until, sniff(&mut stream)).await? else { return Ok(()) };
+            let sniffed = within(desk, until, sniff(&mut stream)).await.inspect_err(|_| metrics.turned_away(Turned::Unknown));
+            let Some((first, speech)) = sniffed? else { return Ok(()) };
             let stream = Rewound::new(first, stream);
             speak(desk, stream, speech, peer, Some(certificate)).await;
             Ok(())
@@ -109,10 +116,18 @@ async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, speech: Speech
     stream.shutdown().await
 }
 
-async fn within<T>(until: Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    timeout_at(until, work).await.unwrap_or_else(|_| {
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("no request came within {} s", FIRST_REQUEST.as_secs())))
-    })
+/// Waits for what comes before the first request: until then, or not much longer than until the server is about to end.
+async fn within<T>(desk: &Desk, until: Instant, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let mut ending = desk.ending.clone();
+    let late = async {
+        // An error means that the server is gone altogether.
+        let _ = ending.wait_for(|ending| *ending).await;
+        tokio::time::sleep(LAST_REQUEST).await;
+    };
+    tokio::select! {
+        done = timeout_at(until, work) => done.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        () = late => Err(io::ErrorKind::ConnectionAborted.into()),
+    }
 }
 
 /// Options of the socket. None of them is needed for correct answers, so one that the system refuses is passed over.

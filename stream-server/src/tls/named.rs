@@ -4,8 +4,10 @@ use std::io;
 
 use tokio_rustls::rustls::ServerConnection;
 use x509_parser::extensions::GeneralName;
+use x509_parser::objects::{oid_registry, oid2abbrev};
+use x509_parser::oid_registry::Oid;
 
-use crate::access::Presented;
+use crate::access::{Presented, subject_text};
 
 /// Names of one certificate that are looked at: no real one has so many.
 const NAMES_MAX: usize = 32;
@@ -25,7 +27,13 @@ pub(crate) fn presented(connection: &ServerConnection) -> io::Result<Option<Pres
 /// Subject, and alternative names: host names, addresses of mail, URIs and user principal names.
 fn read(der: &[u8]) -> Option<(String, Vec<String>)> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
-    let subject = certificate.subject().to_string();
+    // RFC 4514 writes what is most special first, which stands last in the certificate.
+    let attributes = certificate.subject().iter_rdn().collect::<Vec<_>>().into_iter().rev().flat_map(|rdn| rdn.iter());
+    let parts: Option<Vec<(String, &str)>> = attributes
+        .map(|attribute| Some((attribute_type(attribute.attr_type()), attribute.as_str().ok()?)))
+        .collect();
+    let parts = parts?;
+    let subject = subject_text(parts.iter().map(|(kind, value)| (kind.as_str(), *value)));
     let alternative = certificate.subject_alternative_name().ok()?;
     let names = alternative.iter().flat_map(|extension| &extension.value.general_names).filter_map(|name| match name {
         GeneralName::DNSName(name) | GeneralName::RFC822Name(name) | GeneralName::URI(name) => Some((*name).to_owned()),
@@ -33,6 +41,11 @@ fn read(der: &[u8]) -> Option<(String, Vec<String>)> {
         _ => None,
     });
     Some((subject, names.take(NAMES_MAX).collect()))
+}
+
+/// `CN` and the like, or the number of a type that has no short name.
+fn attribute_type(number: &Oid<'_>) -> String {
+    oid2abbrev(number, oid_registry()).map_or_else(|_| number.to_id_string(), str::to_owned)
 }
 
 /// The text of a DER UTF8String, perhaps within an explicit tag.
@@ -59,12 +72,13 @@ mod tests {
     fn names_are_read() {
         let mut asked = rcgen::CertificateParams::new(vec!["client.example".to_owned()]).unwrap();
         asked.distinguished_name = rcgen::DistinguishedName::new();
+        asked.distinguished_name.push(rcgen::DnType::OrganizationName, "Example, Inc.");
         asked.distinguished_name.push(rcgen::DnType::CommonName, "alice");
         asked.subject_alt_names.push(rcgen::SanType::Rfc822Name("alice@example.org".try_into().unwrap()));
         let key = rcgen::KeyPair::generate().unwrap();
         let certificate = asked.self_signed(&key).unwrap();
         let (subject, names) = read(certificate.der()).unwrap();
-        assert_eq!(subject, "CN=alice");
+        assert_eq!(subject, "CN=alice,O=Example\\, Inc.");
         assert_eq!(names, ["client.example", "alice@example.org"]);
         assert!(read(b"nonsense").is_none());
     }
