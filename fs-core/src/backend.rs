@@ -6,6 +6,7 @@
 
 mod http;
 mod local;
+pub mod rtsp;
 
 pub mod faults;
 pub mod hurried;
@@ -16,6 +17,7 @@ pub mod swappable;
 #[cfg(test)]
 mod tests;
 
+use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,13 +26,15 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use tokio::sync::watch;
 
 use crate::config::OriginConfig;
 use crate::error::{Error, Result};
-use crate::location::{Origin, PackageLocation};
+use crate::location::{Origin, PackageLocation, PackageVersion};
 
 pub use http::HttpBackend;
 pub use local::LocalBackend;
+pub use rtsp::RtspBackend;
 
 /// Path of a stored object within a package's folder: `/`-separated, relative, free of `.`, `..` and empty parts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -148,6 +152,23 @@ impl<'a> Enough<'a> {
     }
 }
 
+/// Kept while a version is used; see [`Backend::hold`].
+#[derive(Default)]
+pub struct Hold(Option<Box<dyn Any + Send + Sync>>);
+
+impl Hold {
+    /// Drops `guard` when it is dropped.
+    pub fn until_dropped(guard: impl Any + Send + Sync) -> Self {
+        Self(Some(Box::new(guard)))
+    }
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Hold(..)" } else { "Hold" })
+    }
+}
+
 /// A way to read the stored objects of one package.
 #[async_trait]
 pub trait Backend: Send + Sync + fmt::Debug + 'static {
@@ -210,6 +231,18 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
             Beginning::NotModified => SmallRead::NotModified,
         })
     }
+
+    /// Tells an origin that wants to know that a version is in use until what is returned is dropped. Never waits: it is
+    /// told when there is a connection.
+    fn hold(&self, _version: &PackageVersion) -> Hold {
+        Hold::default()
+    }
+
+    /// Changes whenever the origin tells, unasked, that the package has changed; `None` if it never does. What it tells
+    /// may get lost, so whoever wants to know asks now and then all the same.
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 }
 
 /// Opens the origin of `location`, narrowed to its package, with retries as `config` says.
@@ -217,6 +250,7 @@ pub fn open(location: &PackageLocation, config: &OriginConfig) -> Result<Arc<dyn
     let plain: Arc<dyn Backend> = match &location.origin {
         Origin::Folder(root) => Arc::new(LocalBackend::new(root.join(location.package.as_str()))),
         Origin::Http(root) => Arc::new(HttpBackend::new(root, &location.package, config)?),
+        Origin::Rtsp(root) => Arc::new(RtspBackend::new(root, &location.package, config)?),
     };
     Ok(Arc::new(retry::Retry::new(plain, config.retry.clone())))
 }

@@ -13,12 +13,17 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use url::Url;
+use url::{Host, Url};
 
 use crate::error::{Error, Result};
 
 /// Channel that `publish` sets and `mount` follows unless told otherwise.
 pub const DEFAULT_CHANNEL: &str = "stable";
+
+/// Port of `rtsp://` without one (RFC 2326 §3.2).
+pub const RTSP_PORT: u16 = 554;
+/// Port of `rtsps://` without one (RFC 7826 §4.2).
+pub const RTSPS_PORT: u16 = 322;
 
 /// Longest package, version or channel name, in bytes; leaves room for suffixes within 255-byte file names.
 pub const NAME_MAX_BYTES: usize = 128;
@@ -94,13 +99,15 @@ pub enum Origin {
     Folder(PathBuf),
     /// A web server; the URL of the content root, its path ending in `/`, without user or password.
     Http(Url),
+    /// A streaming server; the URL of the content root, as that of a web server.
+    Rtsp(Url),
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Folder(p) => write!(f, "{}", p.display()),
-            Origin::Http(u) => f.write_str(u.as_str().trim_end_matches('/')),
+            Origin::Http(u) | Origin::Rtsp(u) => f.write_str(u.as_str().trim_end_matches('/')),
         }
     }
 }
@@ -151,7 +158,7 @@ impl FromStr for PackageLocation {
             return Err(bad("it contains a control character"));
         }
         // Before anything else, which would take a part of the password for a version and repeat it.
-        if shown != s && (s.starts_with("http://") || s.starts_with("https://")) {
+        if shown != s && ["http://", "https://", "rtsp://", "rtsps://"].iter().any(|scheme| s.starts_with(scheme)) {
             return Err(bad(NO_SECRETS));
         }
         let trimmed = s.trim_end_matches('/');
@@ -164,6 +171,7 @@ impl FromStr for PackageLocation {
         let package: PackageName = name.parse().map_err(|e: Error| bad(&e.to_string()))?;
         let origin = match content.split_once("://") {
             Some(("http" | "https", _)) => Origin::Http(parse_http(content, &bad)?),
+            Some(("rtsp" | "rtsps", _)) => Origin::Rtsp(parse_rtsp(content, &bad)?),
             Some(("file", path)) => {
                 let url = Url::parse(&format!("file://{path}/")).map_err(|e| bad(&e.to_string()))?;
                 Origin::Folder(
@@ -207,6 +215,19 @@ fn parse_http(content: &str, bad: &impl Fn(&str) -> Error) -> Result<Url> {
     Ok(url)
 }
 
+/// As for a web server. The URL standard knows nothing of RTSP, so that the host's forms and the port that need not be
+/// written are made one here: the same server shall have one name.
+fn parse_rtsp(content: &str, bad: &impl Fn(&str) -> Error) -> Result<Url> {
+    let mut url = parse_http(content, bad)?;
+    let host = Host::parse(url.host_str().unwrap_or_default()).map_err(|e| bad(&e.to_string()))?;
+    url.set_host(Some(&host.to_string())).map_err(|e| bad(&e.to_string()))?;
+    let usual = if url.scheme() == "rtsps" { RTSPS_PORT } else { RTSP_PORT };
+    if url.port() == Some(usual) {
+        url.set_port(None).map_err(|()| bad("it cannot have a port"))?;
+    }
+    Ok(url)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +242,10 @@ mod tests {
             ("https://h/gimp", "https://h/gimp"),
             ("https://h://gimp", "https://h/gimp"),
             ("https://h/x//gimp", "https://h/x/gimp"),
+            ("rtsp://H.Example:554/x/gimp@1.0", "rtsp://h.example/x/gimp@1.0"),
+            ("rtsp://h:322/gimp", "rtsp://h:322/gimp"),
+            ("rtsps://[::1]:322//gimp", "rtsps://[::1]/gimp"),
+            ("rtsp://127.1:8554/x//gimp", "rtsp://127.0.0.1:8554/x/gimp"),
             ("/gimp", "/gimp"),
         ] {
             assert_eq!(input.parse::<PackageLocation>().unwrap().to_string(), shown, "{input}");
@@ -237,6 +262,9 @@ mod tests {
             ("/srv/..", "package name"),
             ("/srv/a@", "version or channel"),
             ("http:///x", "package location"),
+            ("rtsp:///x", "package location"),
+            ("rtsp://user:pw@h/x/gimp", "does not belong"),
+            ("rtsp://a b/x/gimp", "package location"),
             ("/srv/a\n", "control"),
         ] {
             let e = input.parse::<PackageLocation>().unwrap_err().to_string();
@@ -251,6 +279,7 @@ mod tests {
             "http://user:secret@host",
             "http://user:a/secret@host/content/app",
             "http://a@secret@host/x/app",
+            "rtsps://user:secret@host/content/app",
             "ftp://user:secret@host/app",
         ] {
             let e = location.parse::<PackageLocation>().unwrap_err().to_string();

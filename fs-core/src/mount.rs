@@ -38,7 +38,7 @@ use self::observe::{Observers, Operation};
 use self::pages::{Held, PageStore};
 use self::read_ahead::Sequence;
 use self::reading::FileFacts;
-use crate::backend::ObjectPath;
+use crate::backend::{Hold, ObjectPath};
 use crate::cache::InUse;
 use crate::error::{Error, Result};
 use crate::fetch::{Fetcher, Wanted};
@@ -142,6 +142,8 @@ pub struct Mount {
     descriptor: Descriptor,
     packs: Vec<Arc<ObjectPath>>,
     fetcher: Arc<Fetcher>,
+    /// Tells the origin that the version is in use.
+    _hold: Hold,
     pages: PageStore,
     in_use: Arc<InUse>,
     files: Mutex<LruCache<NodeId, Arc<FileFacts>>>,
@@ -199,6 +201,7 @@ impl Mount {
         let layout = TreeLayout::new(&descriptor.tree)?;
         let in_use = fetcher.cache().new_in_use();
         let pages = PageStore::new(&descriptor.tree, &layout, fetcher.cache());
+        let hold = fetcher.backend().hold(&descriptor.version);
         let mount = Arc::new(Self {
             identity,
             layout,
@@ -206,6 +209,7 @@ impl Mount {
             packs: descriptor.packs.iter().map(|p| Arc::new(p.path())).collect(),
             descriptor,
             fetcher,
+            _hold: hold,
             pages,
             in_use,
             files: Mutex::new(LruCache::new(FILES_MAX)),

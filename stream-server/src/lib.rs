@@ -150,6 +150,7 @@ impl Server {
             notices: Notices::new(),
             metrics: Metrics::default(),
             limits: Limits::default(),
+            uses: rtsp::Uses::default(),
             since: Instant::now(),
         });
         Ok(Self { listeners, addresses, settings, shared, tls })

@@ -10,6 +10,7 @@ use crate::content::Content;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::notices::Notices;
+use crate::rtsp::Uses;
 
 /// One connection.
 pub(crate) struct Connection {
@@ -38,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) notices: Notices,
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
+    /// Which versions sessions are of.
+    pub(crate) uses: Uses,
     /// When the server began.
     pub(crate) since: Instant,
 }

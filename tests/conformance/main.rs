@@ -8,13 +8,20 @@ use std::time::Duration;
 use fs_core::ErrorKind;
 use fs_core::backend::{Backend, Beginning, Enough, ObjectPath, ReadOptions, SmallRead, collect, open};
 use fs_core::config::{Credentials, OriginConfig, RetryPolicy};
-use tests::{Nginx, NginxOptions, Scheme};
+use tests::{Nginx, NginxOptions, Scheme, Served, Streamfs};
 
 /// A backend that reads the content root at a folder, and what must live as long as it does.
 struct Case {
     name: &'static str,
     backend: Arc<dyn Backend>,
-    _server: Option<Nginx>,
+    _server: Server,
+}
+
+/// Whose backend it is; ends when dropped.
+enum Server {
+    None,
+    Web { _nginx: Nginx },
+    Streaming { _served: Arc<Served>, _user: Arc<Streamfs> },
 }
 
 const OBJECT: &str = "packs/one";
@@ -31,6 +38,8 @@ fn content() -> tempfile::TempDir {
     fs::write(package.join(OBJECT), bytes()).expect("a fresh folder");
     fs::write(package.join("small"), "small object").expect("a fresh folder");
     fs::write(package.join("empty"), "").expect("a fresh folder");
+    // A streaming server serves packages only; what tells one is that it has a head.
+    fs::write(package.join("head"), "no real one").expect("a fresh folder");
     // Beside the package: must not be reachable through it.
     fs::write(root.path().join("secret"), "of others").expect("a fresh folder");
     root
@@ -56,10 +65,18 @@ fn cases(root: &Path) -> Vec<Case> {
     let credentials = Credentials::Basic { user: "reader".to_owned(), password: "password".to_owned() };
     let https_config = OriginConfig { ca_files: vec![https.ca_file()], credentials, ..config() };
     let https_backend = backend(&https.url(), &https_config);
+    let user = Arc::new(Streamfs::new());
+    let trial = user.folder("tls");
+    let served = Arc::new(Served::start(&user, root, &["--tls-trial", trial.to_str().expect("plain")]));
+    let rtsp = backend(&served.url("rtsp"), &config());
+    let rtsps = backend(&served.url("rtsps"), &OriginConfig { ca_files: vec![trial.join("ca.pem")], ..config() });
+    let streaming = || Server::Streaming { _served: Arc::clone(&served), _user: Arc::clone(&user) };
     vec![
-        Case { name: "folder", backend: folder, _server: None },
-        Case { name: "http", backend: http_backend, _server: Some(http) },
-        Case { name: "https", backend: https_backend, _server: Some(https) },
+        Case { name: "folder", backend: folder, _server: Server::None },
+        Case { name: "http", backend: http_backend, _server: Server::Web { _nginx: http } },
+        Case { name: "https", backend: https_backend, _server: Server::Web { _nginx: https } },
+        Case { name: "rtsp", backend: rtsp, _server: streaming() },
+        Case { name: "rtsps", backend: rtsps, _server: streaming() },
     ]
 }
 

@@ -49,18 +49,33 @@ fn one_port_serves_mounts_in_clear_and_by_tls() {
     let trial = user.folder("tls");
     let server = Served::start(&user, &content, &["--tls-trial", trial.to_str().expect("plain")]);
     let user = user.with_variable("SSL_CERT_FILE", trial.join("ca.pem"));
-    for scheme in ["http", "https"] {
+    for scheme in ["http", "https", "rtsp", "rtsps"] {
         let mount = user.mount(&format!("{}/app", server.url(scheme)), &format!("mnt-{scheme}"));
         assert_same_tree(&source, mount.path());
         mount.unmount();
     }
     // The story of an upgrade.
-    let location = format!("{}/app", server.url("https"));
-    let mount = user.mount(&location, "mnt");
+    for (version, scheme) in [("2.0", "https"), ("3.0", "rtsps")] {
+        let mount = user.mount(&format!("{}/app", server.url(scheme)), "mnt");
+        fs::write(source.join("small"), format!("changed in {version}\n")).expect("a folder of the test");
+        user.publish(&source, &in_folder(&content, "app"), version);
+        user.ok([OsStr::new("remount"), mount.path().as_os_str()]);
+        assert_same_tree(&source, mount.path());
+        mount.unmount();
+    }
+}
+
+/// A streaming server tells of it; nobody waits for the next poll, which is a minute away.
+#[test]
+fn mounts_over_rtsp_hear_of_new_versions() {
+    let (user, source, content) = published();
+    let server = Served::start(&user, &content, &[]);
+    let mount = user.mount(&format!("{}/app", server.url("rtsp")), "mnt");
     fs::write(source.join("small"), "changed\n").expect("a folder of the test");
     user.publish(&source, &in_folder(&content, "app"), "2.0");
-    user.ok([OsStr::new("remount"), mount.path().as_os_str()]);
-    assert_same_tree(&source, mount.path());
+    wait_for("the mount to hear of it", Duration::from_secs(5), || {
+        (user.status_of(mount.path())["newer"] == "2.0").then_some(())
+    });
     mount.unmount();
 }
 
@@ -79,9 +94,15 @@ fn a_published_version_is_told_within_a_second() {
 
 #[test]
 fn a_server_that_is_killed_and_comes_back_goes_on() {
+    for scheme in ["http", "rtsp"] {
+        killed_and_back(scheme);
+    }
+}
+
+fn killed_and_back(scheme: &str) {
     let (user, source, content) = published();
     let mut server = Served::start(&user, &content, &[]);
-    let mount = user.mount(&format!("{}/app", server.url("http")), "mnt");
+    let mount = user.mount(&format!("{}/app", server.url(scheme)), "mnt");
     assert_eq!(fs::read(mount.join("small")).expect("reads"), b"small content\n");
     server.signal(Signal::KILL);
     server.ended();

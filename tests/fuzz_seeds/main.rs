@@ -9,6 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use fs_core::backend::rtsp::asked;
+use fs_core::backend::rtsp::record::Record;
+use fs_core::backend::rtsp::target::Target;
+use fs_core::backend::rtsp::wire::{Splitter, WireError, WireLimits};
 use fs_core::config::Settings;
 use fs_core::location::PackageLocation;
 use fs_core::package::block::{BLOCK_MAX_BYTES, decompress};
@@ -24,7 +28,7 @@ use tests::Streamfs;
 /// Whether a target's parser accepts a seed.
 type Accepts = fn(&[u8]) -> bool;
 
-const TARGETS: [(&str, Accepts); 9] = [
+const TARGETS: [(&str, Accepts); 13] = [
     ("block_decode", |seed| block(seed).is_some()),
     ("config", |seed| std::str::from_utf8(seed).is_ok_and(|text| Settings::parse(text).is_ok())),
     ("descriptor", |seed| Descriptor::parse(seed, "seed").is_ok()),
@@ -33,6 +37,10 @@ const TARGETS: [(&str, Accepts); 9] = [
     ("location", |seed| std::str::from_utf8(seed).is_ok_and(|text| text.parse::<PackageLocation>().is_ok())),
     ("pack_index", |seed| pack::parse(seed, "seed").is_ok()),
     ("profile", |seed| Profile::parse(seed, "seed").is_ok()),
+    ("rtsp_lines", |seed| asked::reads(seed).is_ok()),
+    ("rtsp_record", |seed| Record::parse(Bytes::copy_from_slice(seed)).is_ok()),
+    ("rtsp_stream", |seed| dialogue(seed).is_ok_and(|items| items > 3)),
+    ("rtsp_target", |seed| std::str::from_utf8(seed).is_ok_and(|text| Target::parse(text).is_some())),
     ("tree_page", |seed| page(seed).is_some()),
 ];
 
@@ -49,6 +57,17 @@ fn launch_object(seed: &[u8]) -> Option<()> {
     let mut decoder = BodyDecoder::new(&parse_index(index, "seed").ok()?, "seed").ok()?;
     decoder.feed(body, &mut |_, _| ()).ok()?;
     decoder.finish().ok()
+}
+
+/// How many messages and frames there are, behind the byte by which the target cuts them.
+fn dialogue(seed: &[u8]) -> Result<usize, WireError> {
+    let mut splitter = Splitter::new(WireLimits { head_bytes: 512, body_bytes: 128, frame_bytes: 256 });
+    splitter.buffer().extend_from_slice(seed.get(1..).unwrap_or_default());
+    let mut items = 0;
+    while splitter.next()?.is_some() {
+        items += 1;
+    }
+    Ok(items)
 }
 
 fn page(bytes: &[u8]) -> Option<Page> {

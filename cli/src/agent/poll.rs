@@ -1,9 +1,10 @@
-//! Asking for newer versions, now and then.
+//! Asking for newer versions, now and then, and when an origin says that there is news.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fs_core::mount::host::Host;
+use tokio::sync::watch;
 
 use super::table::{Entry, News};
 use crate::trust_report::FreshnessReport;
@@ -24,8 +25,14 @@ pub(crate) fn start(host: &Arc<Host>, entry: &Arc<Entry>) {
 
 async fn ask_for_ever(host: &Arc<Host>, entry: &Entry) {
     let mut failures = 0;
+    let mut changes = None;
     loop {
-        tokio::time::sleep(jittered(pause(entry.poll_interval(), failures), clock_noise())).await;
+        // Anew where there is none, since the origin may have been opened anew.
+        changes = changes.or_else(|| host.changes(&entry.watched().0));
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause(entry.poll_interval(), failures), clock_noise())) => {}
+            () = told(&mut changes) => {}
+        }
         let before = entry.watched();
         let (location, shown, follows) = &before;
         let known = entry.news();
@@ -57,6 +64,17 @@ async fn ask_for_ever(host: &Arc<Host>, entry: &Entry) {
     }
 }
 
+/// Waits until the origin tells that the package changed; for ever if it does not tell such things.
+async fn told(changes: &mut Option<watch::Receiver<u64>>) {
+    if let Some(receiver) = changes {
+        if receiver.changed().await.is_ok() {
+            return;
+        }
+        *changes = None;
+    }
+    std::future::pending().await
+}
+
 /// The pause after so many failures in a row: it doubles up to [`LONGEST_PAUSE`].
 fn pause(interval: Duration, failures: u32) -> Duration {
     interval.saturating_mul(1u32.checked_shl(failures).unwrap_or(u32::MAX)).min(LONGEST_PAUSE.max(interval))
@@ -75,6 +93,17 @@ fn clock_noise() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn news_ends_the_wait_and_the_end_of_news_does_not() {
+        let (sender, receiver) = watch::channel(0);
+        let mut changes = Some(receiver);
+        sender.send_replace(1);
+        told(&mut changes).await;
+        drop(sender);
+        assert!(futures::poll!(std::pin::pin!(told(&mut changes))).is_pending());
+        assert!(changes.is_none());
+    }
 
     #[test]
     fn failures_lengthen_the_pause_to_a_limit() {

@@ -12,9 +12,11 @@ use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use tokio::sync::watch;
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::error::{Error, Result};
+use crate::location::PackageVersion;
 
 /// What goes wrong with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -200,6 +202,14 @@ impl Backend for Faults {
             _ => (front, rest),
         };
         Ok(Beginning::Object { front, rest, validator })
+    }
+
+    fn hold(&self, version: &PackageVersion) -> Hold {
+        self.inner.hold(version)
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        self.inner.changes()
     }
 }
 

@@ -348,18 +348,21 @@ fn client(config: &OriginConfig) -> Result<Client> {
 }
 
 /// Whether nobody between here and the server can read along.
-fn is_private_way(url: &Url) -> bool {
+pub(super) fn is_private_way(url: &Url) -> bool {
     let loopback = match url.host() {
         Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
         Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        Some(url::Host::Domain(name)) => name == "localhost",
+        // Of schemes that the URL standard does not know, addresses are names, too.
+        Some(url::Host::Domain(name)) => {
+            name == "localhost" || name.parse::<std::net::Ipv4Addr>().is_ok_and(|ip| ip.is_loopback())
+        }
         None => false,
     };
-    url.scheme() == "https" || loopback
+    matches!(url.scheme(), "https" | "rtsps") || loopback
 }
 
 /// Refuses credentials that cannot be sent, with a message of ours: a later one would have to show them.
-fn check(credentials: &Credentials) -> Result<()> {
+pub(super) fn check(credentials: &Credentials) -> Result<()> {
     match credentials {
         Credentials::Basic { user, .. } if user.contains(':') => {
             Err(Error::InvalidInput("a user name for HTTP Basic cannot hold a colon".to_owned()))

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::error::Result;
+use crate::location::PackageVersion;
 
 /// Gives up each of these reads after `patience`, and almost at once where the origin refuses to be reached at all.
 #[derive(Debug)]
@@ -45,5 +47,13 @@ impl Backend for Hurried {
         enough: Enough<'_>,
     ) -> Result<Beginning> {
         self.inner.read_beginning_within(self.patience, object, limit_bytes, known, enough).await
+    }
+
+    fn hold(&self, version: &PackageVersion) -> Hold {
+        self.inner.hold(version)
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        self.inner.changes()
     }
 }

@@ -7,9 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use futures::StreamExt;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::error::Result;
+use crate::location::PackageVersion;
 
 /// One recorded request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +127,14 @@ impl Backend for Recording {
             }
             Beginning::NotModified => Beginning::NotModified,
         })
+    }
+
+    fn hold(&self, version: &PackageVersion) -> Hold {
+        self.inner.hold(version)
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        self.inner.changes()
     }
 }
 

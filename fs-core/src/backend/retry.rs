@@ -17,11 +17,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
 use crate::config::RetryPolicy;
 use crate::error::{Error, ErrorKind, Result};
+use crate::location::PackageVersion;
 
 /// Ranges up to this long must be read within the deadline; see [`range_deadline`].
 const DEADLINE_COVERS_BYTES: u64 = 4 * 1024 * 1024;
@@ -268,5 +270,13 @@ impl Backend for Retry {
     ) -> Result<Beginning> {
         let attempts = Attempts::new(self, object, self.small_deadline().min(patience), false);
         self.try_beginning(Attempts { tries_max: HURRIED_TRIES, ..attempts }, limit_bytes, known, enough).await
+    }
+
+    fn hold(&self, version: &PackageVersion) -> Hold {
+        self.inner.hold(version)
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        self.inner.changes()
     }
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use super::background::Loads;
 use super::launch::LaunchChoice;
@@ -296,6 +297,12 @@ impl Host {
         };
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?.clone();
         Ok(Newest { record, catalog: loaded.catalog, freshness: loaded.freshness })
+    }
+
+    /// Changes whenever the origin tells, unasked, that the package at `location` has changed; `None` if it never does, or
+    /// cannot be opened. It ends when the origin is opened anew, for other credentials.
+    pub fn changes(&self, location: &PackageLocation) -> Option<watch::Receiver<u64>> {
+        self.package(location).ok()?.backend.changes()
     }
 
     /// All versions and channels.

@@ -149,6 +149,7 @@ async fn part(shared: &Shared, identity: &Identity) -> String {
     if left_out > 0 {
         let _ = writeln!(html, "<p>and {left_out} more</p>");
     }
+    html.push_str(&in_use(shared, identity).await);
     html.push_str("<h2>Counters</h2>\n<table id=\"counters\"><tbody>\n");
     for line in shared.metrics.text().lines().filter(|line| !line.starts_with('#')) {
         if let Some((name, value)) = line.rsplit_once(' ') {
@@ -157,6 +158,23 @@ async fn part(shared: &Shared, identity: &Identity) -> String {
     }
     html.push_str("</tbody></table>\n");
     html
+}
+
+/// Which versions clients have sessions of.
+async fn in_use(shared: &Shared, identity: &Identity) -> String {
+    let mut rows = String::new();
+    for (package, version, sessions) in shared.uses.list().into_iter().take(ROWS_MAX) {
+        if shared.gate.may(identity, &package, Action::Read).await {
+            let (package, version) = (escaped(package.as_str()), escaped(version.as_str()));
+            let _ = writeln!(rows, "<tr><td>{package}</td><td>{version}</td><td class=\"number\">{sessions}</td></tr>");
+        }
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    format!(
+        "<h2>In use</h2>\n<table id=\"uses\"><thead><tr><th>package</th><th>version</th><th>sessions</th></tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
+    )
 }
 
 fn row(rows: &mut String, package: &str, known: &Known) {
