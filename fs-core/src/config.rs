@@ -19,6 +19,7 @@ pub use origins::OriginTable;
 pub use quantities::{parse_duration, parse_size};
 pub use settings::{
     AgentSettings, CredentialSource, OriginRule, PublishSettings, SETTINGS_MAX_BYTES, SecretSource, Settings,
+    explain_toml,
 };
 
 /// Whether a launch may be brought what it has not asked for.

@@ -21,7 +21,21 @@
 //! # }
 //! ```
 
+// What the listening side does not use yet.
+#[allow(dead_code)]
+mod access;
+#[allow(dead_code)]
+mod access_log;
+#[allow(dead_code)]
+mod content;
 mod files;
+#[allow(dead_code)]
+mod limits;
+#[allow(dead_code)]
+mod metrics;
+
+#[doc(hidden)]
+pub mod fuzzing;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -30,6 +44,10 @@ use std::time::Duration;
 
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
+
+pub use access::{AccessError, PasswordFile, PasswordFileError, Secret};
+pub use access_log::LogTarget;
+pub use limits::LimitSettings;
 
 /// What to serve, and where.
 #[derive(Debug, Clone)]

@@ -208,15 +208,18 @@ impl Settings {
         if text.len() > SETTINGS_MAX_BYTES {
             return Err(Error::InvalidInput(format!("it is longer than {SETTINGS_MAX_BYTES} bytes")));
         }
-        let settings: Settings = toml::from_str(text).map_err(|e| {
-            let place = e.span().map_or_else(String::new, |span| line_of(text, span.start));
-            Error::InvalidInput(format!("{place}{}", without_value(e.message())))
-        })?;
+        let settings: Settings = toml::from_str(text).map_err(|e| Error::InvalidInput(explain_toml(text, &e)))?;
         for rule in &settings.origins {
             normalized_prefix(&rule.url)?;
         }
         Ok(settings)
     }
+}
+
+/// Why the TOML in `text` cannot be read: the line and what is wrong with it, but never a value, for that may be a secret.
+pub fn explain_toml(text: &str, error: &toml::de::Error) -> String {
+    let place = error.span().map_or_else(String::new, |span| line_of(text, span.start));
+    format!("{place}{}", without_value(error.message()))
 }
 
 /// `message` without the value that is of the wrong type: `invalid type: string "…", expected …` quotes it.
