@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use fs_core::mount::prefetch::Prefetch;
 
 use crate::commands::{
-    agent, demo, load, mount, profile, publish, remount, renew, revoke, run, serve, status, trace, unmount, verify,
-    versions,
+    agent, demo, load, login, mount, passwd, profile, publish, remount, renew, revoke, run, serve, status, trace, unmount,
+    verify, versions,
 };
 
 /// The whole command line.
@@ -78,6 +78,12 @@ pub enum Command {
     Revoke(revoke::RevokeArguments),
     /// Serve a content root over HTTP
     Serve(serve::ServeArguments),
+    /// Keep the user and password, or the token, for a server
+    Login(login::LoginArguments),
+    /// Forget what `login` kept
+    Logout(login::LogoutArguments),
+    /// Add users to a password file of `serve`, change or remove them
+    Passwd(passwd::PasswdArguments),
     /// Show the whole story on a sample, on this machine
     Demo(demo::DemoArguments),
     /// Supervises the worker of one cache directory
@@ -156,6 +162,13 @@ mod tests {
             "renew /srv/content/app",
             "revoke /srv/content/app@1.0 --json",
             "serve /srv/content --listen 127.0.0.1:0",
+            "login https://h/c --user ann --store file --no-check",
+            "login https://h/c --token --json",
+            "login",
+            "logout https://h/c",
+            "passwd /etc/streamfs/users ann --group staff --group release",
+            "passwd /etc/streamfs/users ann --delete",
+            "passwd /etc/streamfs/users --json",
             "demo",
             "--config /c.toml -vv --quiet status",
         ] {
@@ -175,6 +188,11 @@ mod tests {
             "load /a/b --rate 0",
             "publish app /srv/content/app",
             "mount /a/b /mnt --token secret",
+            "login https://h/c --user ann --password secret",
+            "login https://h/c --user ann --token",
+            "login --user ann",
+            "passwd /etc/streamfs/users --group staff",
+            "passwd /etc/streamfs/users ann --delete --group staff",
             "frobnicate",
             "run /a/b bin/calc",
             "profile /a/b -- bin/calc",

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -13,6 +14,8 @@ use fs_core::config::{
 };
 use fs_core::location::PackageLocation;
 use fs_core::mount::prefetch::{DEFAULT_BUDGET_BYTES, PrefetchPolicy};
+
+use crate::logins::{Logins, SystemKeyring};
 
 /// Most bytes of blocks on disk unless told otherwise: several large applications.
 const DEFAULT_CACHE_SIZE_BYTES: u64 = 20 << 30;
@@ -52,6 +55,7 @@ pub struct InForce {
     /// Folder of the private signing keys; only publishers need one.
     keys_dir: Option<PathBuf>,
     origins: OriginTable,
+    logins: Logins,
     environment_credentials: Credentials,
 }
 
@@ -90,6 +94,7 @@ impl InForce {
             .map(PathBuf::from)
             .or(settings.publish.keys_dir.clone())
             .or_else(|| Some(base("XDG_CONFIG_HOME", ".config")?.join("streamfs/keys")));
+        let logins = base("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("streamfs/logins.toml"));
         let fallback = OriginConfig { retry: retry_policy(&settings), ..OriginConfig::default() };
         let origins = OriginTable::new(fallback.clone());
         for rule in &settings.origins {
@@ -119,6 +124,7 @@ impl InForce {
             idle_exit: settings.agent.idle_exit.unwrap_or(DEFAULT_IDLE_EXIT),
             keys_dir: keys_dir.map(absolute).transpose()?,
             origins,
+            logins: Logins::read(logins, Arc::new(SystemKeyring))?,
             environment_credentials: environment_credentials(environment)?,
         })
     }
@@ -150,13 +156,20 @@ impl InForce {
     }
 
     /// How the package at `location` is reached. Credentials in the environment were set for this very command, so
-    /// they go before the settings file's.
+    /// they go before the settings file's, and those before what `login` kept.
     pub fn origin_config(&self, location: &PackageLocation) -> OriginConfig {
         let mut config = self.origins.lookup(location);
         if self.environment_credentials != Credentials::None {
             config.credentials = self.environment_credentials.clone();
+        } else if config.credentials == Credentials::None {
+            config.credentials = self.logins.credentials(location);
         }
         config
+    }
+
+    /// What `login` keeps.
+    pub(crate) fn logins_mut(&mut self) -> &mut Logins {
+        &mut self.logins
     }
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-pub use origins::OriginTable;
+pub use origins::{OriginTable, nearest_origin, normalized_origin};
 pub use quantities::{parse_duration, parse_size};
 pub use settings::{
     AgentSettings, CredentialSource, OriginRule, PublishSettings, SETTINGS_MAX_BYTES, SecretSource, Settings,
