@@ -164,6 +164,7 @@ mod tests {
             "serve /srv/content --listen 127.0.0.1:0",
             "login https://h/c --user ann --store file --no-check",
             "login https://h/c --token --json",
+            "login https://h/c --kerberos",
             "login",
             "logout https://h/c",
             "passwd /etc/streamfs/users ann --group staff --group release",

@@ -47,6 +47,9 @@ pub(crate) enum Store {
     Keyring,
     /// A file that only the user may read
     File,
+    /// Nowhere: the user's Kerberos tickets are the login
+    #[value(skip)]
+    Ticket,
 }
 
 /// One login. `Debug` does not show the secret.
@@ -122,6 +125,9 @@ impl Logins {
         if let Some(known) = asked.get(url) {
             return known.clone();
         }
+        if login.store == Store::Ticket {
+            return Credentials::Kerberos;
+        }
         let credentials = match self.secret(login) {
             Ok(secret) => credentials(login.user.clone(), &secret),
             Err(error) => {
@@ -138,6 +144,7 @@ impl Logins {
             (Store::Keyring, _) => self.keyring.get(&account(login)),
             (Store::File, Some(secret)) => Ok(secret.as_str().into()),
             (Store::File, None) => bail!("its secret is missing from the file"),
+            (Store::Ticket, _) => bail!("it has no secret"),
         }
     }
 
@@ -175,6 +182,17 @@ impl Logins {
         self.logins.push(login);
         write(&path, &self.logins)?;
         Ok(store)
+    }
+
+    /// Keeps that `url` is reached with Kerberos tickets.
+    ///
+    /// # Errors
+    /// If it cannot be kept.
+    pub(crate) fn keep_ticket(&mut self, url: String) -> anyhow::Result<()> {
+        let path = self.path.clone().context("HOME is not set; set it, or XDG_CONFIG_HOME")?;
+        self.forget(&url, None);
+        self.logins.push(Login { url, user: None, store: Store::Ticket, secret: None });
+        write(&path, &self.logins)
     }
 
     /// Forgets the login for `url`, and says whether there was one.

@@ -167,6 +167,11 @@ impl InForce {
         config
     }
 
+    /// How the package at `location` is reached, apart from who asks.
+    pub(crate) fn origin_without_credentials(&self, location: &PackageLocation) -> OriginConfig {
+        OriginConfig { credentials: Credentials::None, ..self.origins.lookup(location) }
+    }
+
     /// What `login` keeps.
     pub(crate) fn logins_mut(&mut self) -> &mut Logins {
         &mut self.logins
@@ -228,6 +233,7 @@ fn read_credentials(source: &CredentialSource) -> anyhow::Result<Credentials> {
             Credentials::Basic { user: user.clone(), password: read_secret(password)? }
         }
         CredentialSource::Bearer(token) => Credentials::Bearer(read_secret(token)?),
+        CredentialSource::Kerberos => Credentials::Kerberos,
     })
 }
 

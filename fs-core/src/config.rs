@@ -73,6 +73,8 @@ pub enum Credentials {
     },
     /// HTTP Bearer token.
     Bearer(String),
+    /// The user's Kerberos tickets.
+    Kerberos,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -81,6 +83,7 @@ impl std::fmt::Debug for Credentials {
             Credentials::None => "None",
             Credentials::Basic { .. } => "Basic(..)",
             Credentials::Bearer(_) => "Bearer(..)",
+            Credentials::Kerberos => "Kerberos",
         })
     }
 }

@@ -35,6 +35,9 @@ pub struct LoginArguments {
     /// Keep an access token, which is asked for or read from standard input
     #[arg(long, requires = "url")]
     token: bool,
+    /// Use the Kerberos tickets of kinit
+    #[arg(long, requires = "url", conflicts_with_all = ["user", "token", "store"])]
+    kerberos: bool,
     /// Where the secret is kept [default: the keyring if there is one, else a file]
     #[arg(long, value_enum, requires = "url")]
     store: Option<Store>,
@@ -58,7 +61,7 @@ pub struct LogoutArguments {
 }
 
 pub(super) async fn run(arguments: LoginArguments, context: &Context) -> anyhow::Result<()> {
-    let LoginArguments { url, user, token, store, no_check, json } = arguments;
+    let LoginArguments { url, user, token, kerberos, store, no_check, json } = arguments;
     let mut settings = context.settings(None)?;
     let Some(url) = url else {
         return list(settings.logins_mut().all().iter(), json);
@@ -66,6 +69,19 @@ pub(super) async fn run(arguments: LoginArguments, context: &Context) -> anyhow:
     let url = normalized_origin(&url)?;
     if !url.contains("://") {
         bail!("{url} is a folder; who may read it is not asked for");
+    }
+    let location: PackageLocation = format!("{url}/{NO_PACKAGE}").parse()?;
+    let mut config = settings.origin_without_credentials(&location);
+    if kerberos {
+        config.credentials = Credentials::Kerberos;
+        if !no_check {
+            check(&location, &config).await.with_context(|| format!("cannot log in to {url}"))?;
+        }
+        settings.logins_mut().keep_ticket(url.clone())?;
+        if json {
+            return report::json(&json!({ "url": url, "store": Store::Ticket, "checked": !no_check }));
+        }
+        return report::line(format!("{url} is used with Kerberos tickets"));
     }
     let user = match (user, token) {
         (Some(user), _) if user.trim().is_empty() => bail!("the user has no name"),
@@ -75,15 +91,13 @@ pub(super) async fn run(arguments: LoginArguments, context: &Context) -> anyhow:
             "" => bail!("the user has no name"),
             user => Some(user.to_owned()),
         },
-        (None, false) => bail!("give --user NAME, or --token"),
+        (None, false) => bail!("give --user NAME, --token or --kerberos"),
     };
     let prompt = match &user {
         Some(user) => format!("Password of {user} at {url}: "),
         None => format!("Token for {url}: "),
     };
     let secret = secret_input::read_secret(&prompt, false).await?;
-    let location: PackageLocation = format!("{url}/{NO_PACKAGE}").parse()?;
-    let mut config = settings.origin_config(&location);
     config.credentials = credentials(user.clone(), &secret);
     if !no_check {
         check(&location, &config).await.with_context(|| format!("cannot log in to {url}"))?;
@@ -95,6 +109,7 @@ pub(super) async fn run(arguments: LoginArguments, context: &Context) -> anyhow:
     let place = match place {
         Store::Keyring => "in the keyring",
         Store::File => "in a file that only you may read",
+        Store::Ticket => "nowhere",
     };
     report::line(format!("logged in to {url} as {}; kept {place}", user.as_deref().unwrap_or("the token's user")))
 }
@@ -120,8 +135,10 @@ fn list<'a>(logins: impl Iterator<Item = &'a crate::logins::Login>, json: bool) 
         let store = match login.store {
             Store::Keyring => "keyring",
             Store::File => "file",
+            Store::Ticket => "Kerberos",
         };
-        report::line(format!("{}  {}  ({store})", login.url, login.user.as_deref().unwrap_or("token")))?;
+        let who = login.user.as_deref().unwrap_or(if login.store == Store::Ticket { "ticket" } else { "token" });
+        report::line(format!("{}  {who}  ({store})", login.url))?;
     }
     Ok(())
 }

@@ -127,6 +127,15 @@ fn the_nearest_login_counts() {
 }
 
 #[test]
+fn tickets_are_a_login_without_a_secret() {
+    let user = User::new();
+    user.logins().keep("https://h".to_owned(), None, &"t".into(), None).unwrap();
+    user.logins().keep_ticket("https://h".to_owned()).unwrap();
+    assert!(user.credentials("https://h/app") == Credentials::Kerberos);
+    assert!(user.ring.secrets.lock().is_empty());
+}
+
+#[test]
 fn a_keyring_that_forgot_is_no_login() {
     let user = User::new();
     user.logins().keep("https://h/c".to_owned(), None, &"t".into(), None).unwrap();

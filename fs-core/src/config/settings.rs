@@ -128,6 +128,8 @@ pub enum CredentialSource {
     },
     /// HTTP Bearer token.
     Bearer(SecretSource),
+    /// The user's Kerberos tickets.
+    Kerberos,
 }
 
 /// A secret, or where it lies. `Debug` does not show the secret.
@@ -153,6 +155,7 @@ impl fmt::Debug for CredentialSource {
         match self {
             CredentialSource::Basic { password, .. } => write!(f, "Basic({password:?})"),
             CredentialSource::Bearer(token) => write!(f, "Bearer({token:?})"),
+            CredentialSource::Kerberos => f.write_str("Kerberos"),
         }
     }
 }
@@ -160,8 +163,12 @@ impl fmt::Debug for CredentialSource {
 impl CredentialSource {
     /// Whether the secret itself stands in the settings file, which then nobody else may read.
     pub fn is_inline(&self) -> bool {
-        let (CredentialSource::Basic { password: secret, .. } | CredentialSource::Bearer(secret)) = self;
-        matches!(secret, SecretSource::Inline(_))
+        match self {
+            CredentialSource::Basic { password: secret, .. } | CredentialSource::Bearer(secret) => {
+                matches!(secret, SecretSource::Inline(_))
+            }
+            CredentialSource::Kerberos => false,
+        }
     }
 }
 
@@ -173,28 +180,31 @@ struct CredentialFields {
     password_file: Option<PathBuf>,
     token: Option<String>,
     token_file: Option<PathBuf>,
+    #[serde(default)]
+    kerberos: bool,
 }
 
 impl TryFrom<CredentialFields> for CredentialSource {
     type Error = &'static str;
 
     fn try_from(fields: CredentialFields) -> Result<Self, Self::Error> {
-        let CredentialFields { user, password, password_file, token, token_file } = fields;
+        let CredentialFields { user, password, password_file, token, token_file, kerberos } = fields;
         let one = |inline: Option<String>, file: Option<PathBuf>| match (inline, file) {
             (Some(text), None) => Some(SecretSource::Inline(text)),
             (None, Some(path)) => Some(SecretSource::File(path)),
             _ => None,
         };
         match (user, password.is_some() || password_file.is_some(), token.is_some() || token_file.is_some()) {
-            (Some(user), true, false) => match one(password, password_file) {
+            (Some(user), true, false) if !kerberos => match one(password, password_file) {
                 Some(password) => Ok(CredentialSource::Basic { user, password }),
                 None => Err("give one of password and password_file, not both"),
             },
-            (None, false, true) => match one(token, token_file) {
+            (None, false, true) if !kerberos => match one(token, token_file) {
                 Some(token) => Ok(CredentialSource::Bearer(token)),
                 None => Err("give one of token and token_file, not both"),
             },
-            _ => Err("credentials are either user with password_file (or password), or token_file (or token)"),
+            (None, false, false) if kerberos => Ok(CredentialSource::Kerberos),
+            _ => Err("credentials are either user with password_file (or password), or token_file (or token), or kerberos = true"),
         }
     }
 }
@@ -277,6 +287,9 @@ mod tests {
         [[origin]]
         url = "https://b.example"
         credentials = { token = "t0psecret" }
+        [[origin]]
+        url = "https://c.example"
+        credentials = { kerberos = true }
     "#;
 
     #[test]
@@ -298,7 +311,8 @@ mod tests {
         assert_eq!((it.agent.prefetch, it.agent.prefetch_budget), (Some(Prefetch::None), Some(64 << 20)));
         assert_eq!(it.agent.learn, Some(false));
         assert_eq!(it.publish.keys_dir, Some(PathBuf::from("/k")));
-        assert_eq!(it.origins.len(), 2);
+        assert_eq!(it.origins.len(), 3);
+        assert_eq!(it.origins[2].credentials, Some(CredentialSource::Kerberos));
         assert!(!it.origins[0].credentials.as_ref().unwrap().is_inline());
         assert!(it.origins[1].credentials.as_ref().unwrap().is_inline());
     }
@@ -319,6 +333,8 @@ mod tests {
             ("[[origin]]\nurl = \"https://h\"\ncredentials = { user = \"u\" }", "credentials are either"),
             ("[[origin]]\nurl = \"https://h\"\ncredentials = { token = \"a\", token_file = \"b\" }", "not both"),
             ("[[origin]]\nca_file = \"/x\"", "url"),
+            ("[[origin]]\nurl = \"https://h\"\ncredentials = { user = \"u\", kerberos = true }", "credentials are either"),
+            ("[[origin]]\nurl = \"https://h\"\ncredentials = { kerberos = false }", "credentials are either"),
             ("x", "line 1"),
         ] {
             let message = Settings::parse(text).unwrap_err().to_string();
