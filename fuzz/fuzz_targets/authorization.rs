@@ -9,8 +9,10 @@ const SECRET: &str = "hunter2-correct-horse";
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let _ = authorization(text);
     let _ = authorization(&format!("Bearer {text}"));
-    let user = text.replace(SECRET, "");
-    let value = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{SECRET}"));
+    if text.contains(SECRET) {
+        return;
+    }
+    let value = base64::engine::general_purpose::STANDARD.encode(format!("{text}:{SECRET}"));
     if let Some(shown) = authorization(&format!("Basic {value}")) {
         assert!(!shown.contains(SECRET), "{shown}");
     }

@@ -351,6 +351,9 @@ impl TokenSettings {
         {
             return Err("jwks_url must be https: whoever can change the keys can be anybody".to_owned());
         }
+        if self.jwks_url.as_ref().is_some_and(names_somebody) {
+            return Err("jwks_url must hold no user and no password".to_owned());
+        }
         if self.issuer.is_empty() || self.audience.is_empty() || self.audience.iter().any(String::is_empty) {
             return Err("issuer and audience must be named; a token made for somebody else must not count".to_owned());
         }
@@ -388,6 +391,9 @@ impl DirectorySettings {
             return Err("urls and base must be named".to_owned());
         }
         for url in &self.urls {
+            if names_somebody(url) {
+                return Err("urls must hold no user and no password; see account and password_file".to_owned());
+            }
             let usable = match url.scheme() {
                 "ldaps" if self.start_tls => return Err("start_tls goes with ldap://, not with ldaps://".to_owned()),
                 "ldaps" => true,
@@ -419,6 +425,11 @@ impl DirectorySettings {
         }
         Ok(())
     }
+}
+
+/// Whether a user or password is in `url`, which is shown in messages.
+fn names_somebody(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 /// Whether `url` is on this machine.
