@@ -43,6 +43,7 @@ use self::sources::Sources;
 use crate::content::{Content, PackagePath};
 use crate::metrics::{LoginOutcome, Metrics};
 
+pub(crate) use self::certificates::subject_text;
 pub use self::passwords::{PasswordFile, PasswordFileError};
 pub(crate) use self::per_package::ACCESS_FILE;
 pub(crate) use self::rules::PackageAccess;
@@ -314,7 +315,7 @@ impl Gate {
             Some(identity) => sources.allow(&identity, package, action).await,
             None => false,
         };
-        if !allowed {
+        if !allowed && !identity.is_anonymous() {
             self.metrics.denied();
         }
         allowed
@@ -362,7 +363,8 @@ impl Gate {
                 LoginOutcome::TooMany
             }
             Err(Refusal::Unavailable(why)) => {
-                tracing::warn!(target: "streamfs::login", %peer, method = method_name, why, "a login cannot be checked");
+                // Whoever answers the client says it louder.
+                tracing::debug!(target: "streamfs::login", %peer, method = method_name, why, "a login cannot be checked");
                 LoginOutcome::Unavailable
             }
             Err(Refusal::NotInClear) => {

@@ -1,7 +1,7 @@
 //! The access log: one line of JSON for each thing that happened.
 //!
 //! ```text
-//! {"time":"2026-07-01T12:00:00.123Z","event":"request","peer":"192.0.2.7","protocol":"http/2","tls":true,"user":"ann",
+//! {"time":"2026-07-01T12:00:00.123Z","event":"request","peer":"192.0.2.7","protocol":"http","tls":true,"user":"ann",
 //!  "package":"team/app","version":"1.2","method":"GET","object":"head","status":200,"bytes":14820,"ms":1.4}
 //! ```
 //!
@@ -315,7 +315,7 @@ mod tests {
         let path = dir.path().join("access.log");
         let log = AccessLog::open(LogTarget::File(path.clone()), Metrics::default()).unwrap();
         log.record(Entry {
-            protocol: Some(Protocol::Http2),
+            protocol: Some(Protocol::Http),
             user: Some("an\"n\n{\"event\":\"forged\"}"),
             package: Some("team/app"),
             version: Some("1.2"),
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(lines.len(), 2);
         let first = lines[0].as_object().unwrap();
         assert_eq!(first["peer"], "192.0.2.7");
-        assert_eq!(first["protocol"], "http/2");
+        assert_eq!(first["protocol"], "http");
         assert_eq!(first["user"], "an\"n\n{\"event\":\"forged\"}");
         assert_eq!(first["ms"], 1.4);
         assert_eq!(first["object"].as_str().unwrap().len(), TEXT_MAX_BYTES);

@@ -1,4 +1,4 @@
-//! How fast clients are served, and how many connections they may have.
+//! How fast clients are served.
 //!
 //! Two token buckets bound what is sent: one for each client, one for all. What waits for the common one is served in turn,
 //! a piece of each client after the other, however many requests a client makes at once: nobody gets a larger share by
@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
@@ -29,30 +28,13 @@ const BURST: Duration = Duration::from_millis(500);
 /// Clients whose buckets are remembered; whoever has been quiet longest is forgotten first.
 const CLIENTS_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 
-/// What is allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is allowed. Without a number, as fast as it goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LimitSettings {
     /// Bytes per second to one client.
     pub client_bytes_per_second: Option<u64>,
     /// Bytes per second to all together.
     pub total_bytes_per_second: Option<u64>,
-    /// Connections of one client.
-    pub client_connections: usize,
-    /// Connections of all together.
-    pub total_connections: usize,
-}
-
-impl Default for LimitSettings {
-    /// No rate. As many connections as an ordinary limit of open files leaves room for is the caller's to know; these are what
-    /// memory allows: an idle connection takes some 50 KiB.
-    fn default() -> Self {
-        Self {
-            client_bytes_per_second: None,
-            total_bytes_per_second: None,
-            client_connections: 1_000,
-            total_connections: 8_000,
-        }
-    }
 }
 
 /// The limits of a server. Clones share them.
@@ -65,7 +47,6 @@ pub(crate) struct Limits {
 struct Shared {
     settings: LimitSettings,
     total: Option<TokenBucket>,
-    connections: Arc<Semaphore>,
     clients: Mutex<LruCache<IpAddr, Arc<Client>>>,
     metrics: Metrics,
 }
@@ -75,14 +56,13 @@ struct Client {
     bucket: Option<TokenBucket>,
     /// Held by the request that waits for the common bucket, so that a client waits there once.
     turn: tokio::sync::Mutex<()>,
-    connections: Arc<Semaphore>,
 }
 
-/// A place among the open connections, for as long as it lives.
-#[derive(Debug)]
-pub(crate) struct ConnectionPlace {
-    _of_all: OwnedSemaphorePermit,
-    _of_client: OwnedSemaphorePermit,
+impl Default for Limits {
+    /// None.
+    fn default() -> Self {
+        Self::new(LimitSettings::default(), Metrics::default())
+    }
 }
 
 impl Limits {
@@ -90,21 +70,10 @@ impl Limits {
         let shared = Shared {
             settings,
             total: settings.total_bytes_per_second.map(TokenBucket::new),
-            connections: Arc::new(Semaphore::new(settings.total_connections.min(Semaphore::MAX_PERMITS))),
             clients: Mutex::new(LruCache::new(CLIENTS_MAX)),
             metrics,
         };
         Self { shared: Arc::new(shared) }
-    }
-
-    /// No rates, and as many connections as there can be.
-    pub(crate) fn none() -> Self {
-        let unbounded = LimitSettings {
-            client_connections: Semaphore::MAX_PERMITS,
-            total_connections: Semaphore::MAX_PERMITS,
-            ..LimitSettings::default()
-        };
-        Self::new(unbounded, Metrics::default())
     }
 
     /// What `peer` shares with all its connections.
@@ -112,22 +81,10 @@ impl Limits {
         Bucket { shared: self.shared.clone(), client: self.of(peer) }
     }
 
-    /// A place for one more connection of `peer`; `None` if there is none.
-    pub(crate) fn connection(&self, peer: IpAddr) -> Option<ConnectionPlace> {
-        let _of_client = self.of(peer).connections.clone().try_acquire_owned().ok()?;
-        let _of_all = self.shared.connections.clone().try_acquire_owned().ok()?;
-        Some(ConnectionPlace { _of_all, _of_client })
-    }
-
     fn of(&self, peer: IpAddr) -> Arc<Client> {
         let make = || {
-            let settings = &self.shared.settings;
-            let connections = settings.client_connections.min(Semaphore::MAX_PERMITS);
-            Arc::new(Client {
-                bucket: settings.client_bytes_per_second.map(TokenBucket::new),
-                turn: tokio::sync::Mutex::new(()),
-                connections: Arc::new(Semaphore::new(connections)),
-            })
+            let bucket = self.shared.settings.client_bytes_per_second.map(TokenBucket::new);
+            Arc::new(Client { bucket, turn: tokio::sync::Mutex::new(()) })
         };
         self.shared.clients.lock().get_or_insert(network(peer), make).clone()
     }
@@ -223,12 +180,7 @@ mod tests {
     }
 
     fn limits(client: Option<u64>, total: Option<u64>) -> Limits {
-        let settings = LimitSettings {
-            client_bytes_per_second: client,
-            total_bytes_per_second: total,
-            client_connections: 2,
-            total_connections: 3,
-        };
+        let settings = LimitSettings { client_bytes_per_second: client, total_bytes_per_second: total };
         Limits::new(settings, Metrics::default())
     }
 
@@ -245,10 +197,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_limits_nothing_waits() {
-        let limits = Limits::none();
-        about(waits(&limits.client(peer(1)), u64::MAX).await, 0.0);
-        let places: Vec<_> = (0..5000).map(|_| limits.connection(peer(1)).unwrap()).collect();
-        drop(places);
+        about(waits(&Limits::default().client(peer(1)), u64::MAX).await, 0.0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -313,20 +262,6 @@ mod tests {
         let left = tokio::time::timeout(Duration::from_millis(100), one.take(1 << 40)).await;
         left.unwrap_err();
         assert!(waits(&two, KIB).await < Duration::from_secs(3));
-    }
-
-    #[tokio::test]
-    async fn connections_are_counted_by_client_and_in_total() {
-        let limits = limits(None, None);
-        let first = limits.connection(peer(1)).unwrap();
-        let second = limits.connection(peer(1)).unwrap();
-        assert!(limits.connection(peer(1)).is_none(), "two of a client");
-        let third = limits.connection(peer(2)).unwrap();
-        assert!(limits.connection(peer(3)).is_none(), "three of all");
-        drop(first);
-        drop(limits.connection(peer(3)).unwrap());
-        drop((second, third));
-        limits.connection(peer(2)).unwrap();
     }
 
     #[test]

@@ -12,29 +12,22 @@ use serde::Serialize;
 
 use crate::access::Method;
 
-/// What a request spoke.
+/// What a request or a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Protocol {
-    #[serde(rename = "http/1.1")]
-    Http1,
-    #[serde(rename = "http/2")]
-    Http2,
-    #[serde(rename = "rtsp/1.0")]
-    Rtsp1,
-    #[serde(rename = "rtsp/2.0")]
-    Rtsp2,
+    Http,
+    Rtsp,
 }
 
 impl Protocol {
-    const ALL: [Protocol; 4] = [Protocol::Http1, Protocol::Http2, Protocol::Rtsp1, Protocol::Rtsp2];
+    const ALL: [Protocol; 2] = [Protocol::Http, Protocol::Rtsp];
 
     /// As it stands in logs and metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Protocol::Http1 => "http/1.1",
-            Protocol::Http2 => "http/2",
-            Protocol::Rtsp1 => "rtsp/1.0",
-            Protocol::Rtsp2 => "rtsp/2.0",
+            Protocol::Http => "http",
+            Protocol::Rtsp => "rtsp",
         }
     }
 }
@@ -95,8 +88,8 @@ impl Turned {
 /// Something of which the number that there is now counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Gauge {
-    ClearConnections,
-    TlsConnections,
+    HttpConnections,
+    RtspConnections,
     /// RTSP sessions.
     Sessions,
     /// Clients that are told of new versions.
@@ -123,7 +116,7 @@ pub(crate) struct Metrics {
 struct Counters {
     started: SystemTime,
     gauges: [AtomicI64; 4],
-    connections: [AtomicU64; 2],
+    connections: [AtomicU64; Protocol::ALL.len()],
     turned: [AtomicU64; Turned::ALL.len()],
     statuses: Vec<[AtomicU64; STATUSES]>,
     bytes: [AtomicU64; Protocol::ALL.len()],
@@ -191,10 +184,13 @@ impl Metrics {
         self.counters.answers[protocol as usize].add(took, &ANSWER_BOUNDS_MS);
     }
 
-    /// A connection was accepted. It is open for as long as the result lives.
-    pub(crate) fn connection(&self, encrypted: bool) -> Counted {
-        add(&self.counters.connections[usize::from(encrypted)], 1);
-        self.hold(if encrypted { Gauge::TlsConnections } else { Gauge::ClearConnections })
+    /// A connection speaks `protocol`. It is open for as long as the result lives.
+    pub(crate) fn connection(&self, protocol: Protocol) -> Counted {
+        add(&self.counters.connections[protocol as usize], 1);
+        self.hold(match protocol {
+            Protocol::Http => Gauge::HttpConnections,
+            Protocol::Rtsp => Gauge::RtspConnections,
+        })
     }
 
     /// A connection was turned away.
@@ -223,7 +219,7 @@ impl Metrics {
         add(&self.counters.logins[method as usize][outcome as usize], 1);
     }
 
-    /// Somebody may not do what they asked for.
+    /// Somebody who is known may not do what they asked for.
     pub(crate) fn denied(&self) {
         add(&self.counters.denied, 1);
     }
@@ -268,13 +264,13 @@ impl Metrics {
         text.family("streamfs_server_info", "gauge", "The version of the server.");
         text.sample("", &[("version", env!("CARGO_PKG_VERSION"))], 1);
 
-        text.family("streamfs_server_connections_total", "counter", "Connections accepted.");
-        for (counter, transport) in it.connections.iter().zip(["clear", "tls"]) {
-            text.sample("", &[("transport", transport)], get(counter));
+        text.family("streamfs_server_connections_total", "counter", "Connections, by what they spoke.");
+        for (counter, protocol) in it.connections.iter().zip(Protocol::ALL) {
+            text.sample("", &[("protocol", protocol.as_str())], get(counter));
         }
         text.family("streamfs_server_connections", "gauge", "Connections open now.");
-        text.sample("", &[("transport", "clear")], self.held(Gauge::ClearConnections));
-        text.sample("", &[("transport", "tls")], self.held(Gauge::TlsConnections));
+        text.sample("", &[("protocol", "http")], self.held(Gauge::HttpConnections));
+        text.sample("", &[("protocol", "rtsp")], self.held(Gauge::RtspConnections));
         text.family("streamfs_server_connections_turned_away_total", "counter", "Connections that were not served.");
         for (counter, why) in it.turned.iter().zip(Turned::ALL) {
             text.sample("", &[("why", why.as_str())], get(counter));
@@ -316,7 +312,7 @@ impl Metrics {
             }
         }
         for (counter, name, help) in [
-            (&it.denied, "streamfs_server_denied_total", "Requests for what the client may not see or do."),
+            (&it.denied, "streamfs_server_denied_total", "Requests of known users for what they may not see or do."),
             (&it.directory_asked, "streamfs_server_directory_questions_total", "Users that the directory was asked about."),
             (
                 &it.identity_remembered,
@@ -430,31 +426,31 @@ mod tests {
     #[test]
     fn requests_are_counted_by_protocol_and_status() {
         let metrics = Metrics::default();
-        metrics.request(Protocol::Http2, 206, 1000);
-        metrics.clone().request(Protocol::Http2, 206, 24);
-        metrics.request(Protocol::Rtsp1, 454, 0);
-        metrics.request(Protocol::Http1, 7, 0);
-        metrics.bytes(Protocol::Rtsp2, 65_535);
+        metrics.request(Protocol::Http, 206, 1000);
+        metrics.clone().request(Protocol::Http, 206, 24);
+        metrics.request(Protocol::Rtsp, 454, 0);
+        metrics.request(Protocol::Http, 7, 0);
+        metrics.bytes(Protocol::Rtsp, 65_535);
         let text = metrics.text();
-        has(&text, "streamfs_server_requests_total{protocol=\"http/2\",status=\"206\"} 2");
-        has(&text, "streamfs_server_requests_total{protocol=\"rtsp/1.0\",status=\"454\"} 1");
-        has(&text, "streamfs_server_requests_total{protocol=\"http/1.1\",status=\"100\"} 1");
-        has(&text, "streamfs_server_sent_bytes_total{protocol=\"http/2\"} 1024");
+        has(&text, "streamfs_server_requests_total{protocol=\"http\",status=\"206\"} 2");
+        has(&text, "streamfs_server_requests_total{protocol=\"rtsp\",status=\"454\"} 1");
+        has(&text, "streamfs_server_requests_total{protocol=\"http\",status=\"100\"} 1");
+        has(&text, "streamfs_server_sent_bytes_total{protocol=\"http\"} 1024");
         assert_eq!(metrics.bytes_sent(), 1024 + 65_535);
     }
 
     #[test]
     fn what_is_open_is_counted_while_it_lives() {
         let metrics = Metrics::default();
-        let (one, two) = (metrics.connection(true), metrics.connection(false));
+        let (one, two) = (metrics.connection(Protocol::Rtsp), metrics.connection(Protocol::Http));
         let session = metrics.hold(Gauge::Sessions);
-        has(&metrics.text(), "streamfs_server_connections{transport=\"tls\"} 1");
+        has(&metrics.text(), "streamfs_server_connections{protocol=\"rtsp\"} 1");
         has(&metrics.text(), "streamfs_server_sessions 1");
         drop((one, session));
         let text = metrics.text();
-        has(&text, "streamfs_server_connections{transport=\"tls\"} 0");
-        has(&text, "streamfs_server_connections{transport=\"clear\"} 1");
-        has(&text, "streamfs_server_connections_total{transport=\"tls\"} 1");
+        has(&text, "streamfs_server_connections{protocol=\"rtsp\"} 0");
+        has(&text, "streamfs_server_connections{protocol=\"http\"} 1");
+        has(&text, "streamfs_server_connections_total{protocol=\"rtsp\"} 1");
         has(&text, "streamfs_server_sessions 0");
         drop(two);
     }
@@ -463,18 +459,18 @@ mod tests {
     fn histograms_are_cumulative_and_end_with_infinity() {
         let metrics = Metrics::default();
         for ms in [1, 3, 30_000, 60_000] {
-            metrics.answered_after(Protocol::Http1, Duration::from_millis(ms));
+            metrics.answered_after(Protocol::Http, Duration::from_millis(ms));
         }
         metrics.launched(Duration::from_millis(1800));
         let text = metrics.text();
         for line in [
-            "streamfs_server_answer_seconds_bucket{protocol=\"http/1.1\",le=\"0.001\"} 1",
-            "streamfs_server_answer_seconds_bucket{protocol=\"http/1.1\",le=\"0.002\"} 1",
-            "streamfs_server_answer_seconds_bucket{protocol=\"http/1.1\",le=\"0.005\"} 2",
-            "streamfs_server_answer_seconds_bucket{protocol=\"http/1.1\",le=\"30\"} 3",
-            "streamfs_server_answer_seconds_bucket{protocol=\"http/1.1\",le=\"+Inf\"} 4",
-            "streamfs_server_answer_seconds_sum{protocol=\"http/1.1\"} 90.004",
-            "streamfs_server_answer_seconds_count{protocol=\"http/1.1\"} 4",
+            "streamfs_server_answer_seconds_bucket{protocol=\"http\",le=\"0.001\"} 1",
+            "streamfs_server_answer_seconds_bucket{protocol=\"http\",le=\"0.002\"} 1",
+            "streamfs_server_answer_seconds_bucket{protocol=\"http\",le=\"0.005\"} 2",
+            "streamfs_server_answer_seconds_bucket{protocol=\"http\",le=\"30\"} 3",
+            "streamfs_server_answer_seconds_bucket{protocol=\"http\",le=\"+Inf\"} 4",
+            "streamfs_server_answer_seconds_sum{protocol=\"http\"} 90.004",
+            "streamfs_server_answer_seconds_count{protocol=\"http\"} 4",
             "streamfs_server_launch_seconds_bucket{le=\"1\"} 0",
             "streamfs_server_launch_seconds_bucket{le=\"2\"} 1",
         ] {

@@ -87,6 +87,33 @@ fn value(text: &str) -> Option<(String, &str)> {
     Some((String::from_utf8(bytes).ok()?, ""))
 }
 
+/// A subject as text by RFC 4514, from its types and values in their order from left to right: what stands in a value
+/// cannot look like another attribute.
+pub(crate) fn subject_text<'a>(parts: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let mut out = String::new();
+    for (kind, value) in parts {
+        if !out.is_empty() {
+            out.push(',');
+        }
+        out.push_str(kind);
+        out.push('=');
+        let last = value.chars().count().saturating_sub(1);
+        for (at, character) in value.chars().enumerate() {
+            match character {
+                '\0' => out.push_str("\\00"),
+                ' ' if at == 0 || at == last => out.push_str("\\ "),
+                '#' if at == 0 => out.push_str("\\#"),
+                '"' | '+' | ',' | ';' | '<' | '>' | '\\' | '=' => {
+                    out.push('\\');
+                    out.push(character);
+                }
+                other => out.push(other),
+            }
+        }
+    }
+    out
+}
+
 /// The length of `bytes` without unescaped blanks at their end.
 fn trimmed(bytes: &[u8], kept: usize) -> usize {
     let blanks = bytes.iter().rev().take_while(|byte| **byte == b' ').count();
@@ -146,6 +173,18 @@ mod tests {
         ] {
             assert_eq!(user(&it, subject, &[]).as_deref(), name, "{subject}");
         }
+    }
+
+    #[test]
+    fn what_is_in_a_value_does_not_become_another_attribute() {
+        let values = ["eve,CN=admin", "a+CN=b", " ann ", "#04", "J\u{fc}rgen", "a\\", "x=y;z", "\"q\"", "nul\0", ""];
+        for value in values {
+            let text = subject_text([("O", value), ("CN", "ann")]);
+            let parts = attributes(&text).unwrap();
+            let expected = [("O", value), ("CN", "ann")].map(|(kind, value)| (kind.to_owned(), value.to_owned()));
+            assert_eq!(parts, expected, "{text}");
+        }
+        assert_eq!(subject_text([("CN", "ann"), ("O", "Example, Inc.")]), "CN=ann,O=Example\\, Inc.");
     }
 
     #[test]
