@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -64,7 +64,7 @@ impl Content {
     }
 
     #[cfg(test)]
-    pub(crate) fn folder_for_test(root: &Path) -> Self {
+    pub(crate) fn folder_for_test(root: &std::path::Path) -> Self {
         Self { root: Arc::new(root.to_owned()) }
     }
 }

@@ -22,7 +22,7 @@
 //! ```
 
 // What the listening side does not use yet.
-#[allow(dead_code)]
+#[allow(dead_code, unused_imports)]
 mod access;
 #[allow(dead_code)]
 mod access_log;

@@ -282,7 +282,8 @@ impl Directory {
         let mut names = Vec::new();
         let mut members = vec![found.dn.clone()];
         let mut uid = Some(found.user.as_str());
-        for _ in 0..if self.schema.nested { NESTING_MAX } else { 1 } {
+        let steps = if self.schema.nested { NESTING_MAX } else { 1 };
+        for _ in 0..steps {
             let mut next = Vec::new();
             for some in members.chunks(PER_QUESTION) {
                 let filter = self.schema.groups_filter(some, uid.take());

@@ -18,6 +18,9 @@ use super::{Identity, Refusal};
 /// What a check comes to.
 pub(super) type Outcome = Result<Identity, Refusal>;
 
+/// A check, to be run.
+pub(super) type Check = BoxFuture<'static, Outcome>;
+
 /// A keyed hash of what was presented.
 pub(super) type Key = [u8; 32];
 
@@ -28,7 +31,7 @@ pub(super) struct Remembered {
     /// Of this process alone, so that what is in memory tells nothing about the credentials.
     hash_key: [u8; 32],
     entries: Mutex<LruCache<Key, Identity>>,
-    under_way: Mutex<HashMap<Key, WeakShared<BoxFuture<'static, Outcome>>>>,
+    under_way: Mutex<HashMap<Key, WeakShared<Check>>>,
 }
 
 impl Remembered {
@@ -64,7 +67,7 @@ impl Remembered {
     }
 
     /// The identity that is remembered, or the outcome of `check`, which is run once for all who ask meanwhile.
-    pub(super) async fn or_check(&self, key: Key, check: impl FnOnce() -> BoxFuture<'static, Outcome>) -> Outcome {
+    pub(super) async fn or_check(&self, key: Key, check: impl FnOnce() -> Check) -> Outcome {
         if let Some(identity) = self.get(&key) {
             return Ok(identity);
         }
@@ -78,11 +81,7 @@ impl Remembered {
         outcome
     }
 
-    fn join(
-        &self,
-        key: Key,
-        check: impl FnOnce() -> BoxFuture<'static, Outcome>,
-    ) -> Shared<BoxFuture<'static, Outcome>> {
+    fn join(&self, key: Key, check: impl FnOnce() -> Check) -> Shared<Check> {
         let mut under_way = self.under_way.lock();
         if let Some(shared) = under_way.get(&key).and_then(WeakShared::upgrade) {
             return shared;

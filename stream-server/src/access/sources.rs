@@ -16,7 +16,7 @@ use super::failures::{Attempt, Failures};
 use super::kerberos::Kerberos;
 use super::passwords::{Checked, Passwords};
 use super::per_package::PerPackage;
-use super::remembered::{Outcome, Remembered};
+use super::remembered::{Check, Key, Outcome, Remembered};
 use super::settings::AccessSettings;
 use super::tokens::{TokenRefusal, Tokens};
 use super::{AccessError, Action, Identity, Presented, Refusal, Secret, Source, name_is_usable};
@@ -264,11 +264,7 @@ impl Sources {
         Ok((!found.is_anonymous()).then_some(found))
     }
 
-    async fn or_check(
-        &self,
-        key: super::remembered::Key,
-        check: impl FnOnce() -> futures::future::BoxFuture<'static, Outcome>,
-    ) -> Outcome {
+    async fn or_check(&self, key: Key, check: impl FnOnce() -> Check) -> Outcome {
         if let Some(identity) = self.remembered.get(&key) {
             self.metrics.identity_remembered();
             return Ok(identity);
