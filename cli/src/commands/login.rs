@@ -146,11 +146,11 @@ fn list<'a>(logins: impl Iterator<Item = &'a crate::logins::Login>, json: bool) 
 /// Asks the server whether it takes the credentials.
 async fn check(location: &PackageLocation, config: &OriginConfig) -> anyhow::Result<()> {
     debug_assert!(config.credentials != Credentials::None);
-    let mut config = config.clone();
-    config.retry.metadata_deadline = config.retry.metadata_deadline.min(CHECK_DEADLINE);
-    let backend = backend::open(location, &config)?;
+    let backend = backend::open(location, config)?;
     let head = backend::ObjectPath::new("head")?;
-    let answer = backend.read_small(&head, ANSWER_MAX_BYTES, None).await;
+    // Somebody waits at the terminal: a few attempts must do.
+    let enough = backend::Enough::when(&|_| true);
+    let answer = backend.read_beginning_within(CHECK_DEADLINE, &head, ANSWER_MAX_BYTES, None, enough).await;
     match answer.map(drop) {
         Ok(()) => Ok(()),
         Err(error) => match error.kind() {
