@@ -40,6 +40,7 @@ use tokio::time::Instant;
 use self::failures::Failures;
 use self::settings::AccessSettings;
 use self::sources::Sources;
+use crate::access_log::{AccessLog, Entry, Event};
 use crate::content::{Content, PackagePath};
 use crate::metrics::{LoginOutcome, Metrics};
 
@@ -241,6 +242,7 @@ pub(crate) struct Gate {
     /// `None`: everybody may read, and nobody is asked.
     guarded: Option<Arc<Guarded>>,
     metrics: Metrics,
+    log: AccessLog,
 }
 
 struct Guarded {
@@ -253,19 +255,25 @@ struct Guarded {
 impl Gate {
     /// Everybody reads and nobody publishes.
     pub(crate) fn open_to_all() -> Self {
-        Self { guarded: None, metrics: Metrics::default() }
+        Self { guarded: None, metrics: Metrics::default(), log: AccessLog::off() }
     }
 
-    /// Reads the access file at `path`. With `content`, an `access.toml` in a package's folder counts for that package.
+    /// Reads the access file at `path`. With `content`, an `access.toml` in a package's folder counts for that package. Failed
+    /// logins are written to `log`.
     ///
     /// # Errors
     /// If it, or a file that it names, cannot be used.
-    pub(crate) fn open(path: &Path, content: Option<Content>, metrics: Metrics) -> Result<Self, AccessError> {
+    pub(crate) fn open(
+        path: &Path,
+        content: Option<Content>,
+        metrics: Metrics,
+        log: AccessLog,
+    ) -> Result<Self, AccessError> {
         let settings = read(path)?;
         let failures = Arc::new(Failures::new(settings.failed_logins.clone()));
         let sources = Sources::open(settings, content.clone(), metrics.clone())?;
         let guarded = Guarded { path: path.to_owned(), content, in_force: RwLock::new(Arc::new(sources)), failures };
-        Ok(Self { guarded: Some(Arc::new(guarded)), metrics })
+        Ok(Self { guarded: Some(Arc::new(guarded)), metrics, log })
     }
 
     /// Reads the access file again. What was remembered is forgotten, failed logins are not; their limits change with the next
@@ -303,7 +311,7 @@ impl Gate {
         } else {
             sources.identify(presented, peer, &guarded.failures).await
         };
-        self.note(method, peer, user.as_deref(), &outcome);
+        self.note(method, peer, encrypted, user.as_deref(), &outcome);
         outcome
     }
 
@@ -347,7 +355,14 @@ impl Gate {
         guarded.in_force.read().challenges(encrypted)
     }
 
-    fn note(&self, method: Method, peer: IpAddr, user: Option<&str>, outcome: &Result<Identity, Refusal>) {
+    fn note(
+        &self,
+        method: Method,
+        peer: IpAddr,
+        encrypted: bool,
+        user: Option<&str>,
+        outcome: &Result<Identity, Refusal>,
+    ) {
         // Somebody's own words: quoted, and no longer than a name.
         let shown = user.map(|user| user.chars().take(64).collect::<String>());
         let method_name = method.as_str();
@@ -355,6 +370,8 @@ impl Gate {
             Ok(_) => LoginOutcome::Accepted,
             Err(Refusal::Wrong) => {
                 tracing::warn!(target: "streamfs::login", %peer, method = method_name, user = ?shown, "failed login");
+                let entry = Entry::new(Event::FailedLogin, peer, encrypted);
+                self.log.record(Entry { user: shown.as_deref(), method: Some(method_name), ..entry });
                 LoginOutcome::Wrong
             }
             Err(Refusal::TooMany { retry_after }) => {

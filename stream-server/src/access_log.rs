@@ -152,13 +152,18 @@ enum Message {
 }
 
 impl AccessLog {
+    /// Writes nothing.
+    pub(crate) fn off() -> Self {
+        Self { inner: None }
+    }
+
     /// Begins to log.
     ///
     /// # Errors
     /// If the file cannot be opened, or no thread be started.
     pub(crate) fn open(target: LogTarget, metrics: Metrics) -> io::Result<Self> {
         let (out, path): (Box<dyn Write + Send>, _) = match target {
-            LogTarget::Off => return Ok(Self { inner: None }),
+            LogTarget::Off => return Ok(Self::off()),
             LogTarget::StandardOutput => (Box::new(io::stdout()), None),
             LogTarget::File(path) => (Box::new(open(&path)?), Some(path)),
         };

@@ -1,6 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::access_log::LogTarget;
 
 const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -44,7 +45,8 @@ impl Server {
         file.set("build", &"its".into(), Some(&["operators".to_owned()])).unwrap();
         file.save().unwrap();
         let content = Content::folder_for_test(&dir.path().join("content"));
-        let gate = Gate::open(&dir.path().join("access.toml"), Some(content), Metrics::default())
+        let log = AccessLog::open(LogTarget::File(dir.path().join("log")), Metrics::default()).unwrap();
+        let gate = Gate::open(&dir.path().join("access.toml"), Some(content), Metrics::default(), log)
             .unwrap_or_else(|e| panic!("{e}"));
         Self { dir, gate }
     }
@@ -141,6 +143,10 @@ async fn wrong_logins_are_refused_and_then_held_back() {
     let text = server.gate.metrics.text();
     assert!(text.contains("streamfs_server_logins_total{method=\"basic\",outcome=\"too_many\"} 1"), "{text}");
     assert!(text.contains("streamfs_server_logins_total{method=\"basic\",outcome=\"wrong\"} 7"), "{text}");
+    server.gate.log.close();
+    let log = std::fs::read_to_string(server.dir.path().join("log")).unwrap();
+    assert_eq!(log.matches("\"event\":\"failed_login\"").count(), 7, "{log}");
+    assert!(log.contains("\"user\":\"eve\"") && !log.contains("right") && !log.contains("wrong"), "{log}");
 }
 
 #[tokio::test]
@@ -243,7 +249,7 @@ async fn a_reload_counts_at_once_and_a_broken_file_changes_nothing() {
 fn files_that_cannot_be_used_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.toml");
-    let open = || Gate::open(&path, None, Metrics::default()).err().unwrap().to_string();
+    let open = || Gate::open(&path, None, Metrics::default(), AccessLog::off()).err().unwrap().to_string();
     assert!(open().contains("access.toml"));
     std::fs::write(dir.path().join("users"), "").unwrap();
     std::fs::set_permissions(dir.path().join("users"), std::fs::Permissions::from_mode(0o644)).unwrap();
