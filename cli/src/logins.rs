@@ -13,8 +13,8 @@
 //! secret = "…"
 //! ```
 //!
-//! Secrets are in the desktop's keyring where there is one, else in this file. A keyring is asked only for a location that
-//! needs it, and once for each command.
+//! Secrets are in the desktop's keyring where there is one, else in this file. A keyring is asked only for a location
+//! that needs it, and once for each command.
 
 mod keyring;
 
@@ -115,8 +115,8 @@ impl Logins {
         &self.logins
     }
 
-    /// Credentials for `location`, if there is a login for it. A keyring that does not give its secret is warned of: the server
-    /// will say what is missing.
+    /// Credentials for `location`, if there is a login for it. A keyring that does not give its secret is warned of:
+    /// the server will say what is missing.
     pub(crate) fn credentials(&self, location: &PackageLocation) -> Credentials {
         let urls = self.logins.iter().map(|login| login.url.as_str());
         let Some(url) = nearest_origin(urls, location) else { return Credentials::None };
@@ -148,8 +148,8 @@ impl Logins {
         }
     }
 
-    /// Keeps a login in place of one for the same URL. Without a wish, the secret goes into the keyring, or into the file if
-    /// there is no keyring. Tells where it went.
+    /// Keeps a login in place of one for the same URL. Without a wish, the secret goes into the keyring, or into the
+    /// file if there is no keyring. Tells where it went.
     ///
     /// # Errors
     /// If it cannot be kept.

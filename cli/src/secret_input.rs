@@ -41,8 +41,8 @@ pub(crate) fn is_interactive() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
-/// Asks for a secret at the terminal, or reads the first line of standard input. With `again`, somebody at a terminal has to
-/// type it twice.
+/// Asks for a secret at the terminal, or reads the first line of standard input. With `again`, somebody at a terminal
+/// has to type it twice.
 ///
 /// # Errors
 /// If there is none, or the two differ.

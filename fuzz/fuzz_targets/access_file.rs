@@ -1,4 +1,5 @@
-//! The server's access file and a package's `access.toml`: never a panic, and no message repeats a value that may be a secret.
+//! The server's access file and a package's `access.toml`: never a panic, and no message repeats a value that may be a
+//! secret.
 #![no_main]
 
 use stream_server::fuzzing::{access_settings, package_access};

@@ -199,8 +199,8 @@ impl Identity {
         self.fresh_until.is_some_and(|until| now >= until)
     }
 
-    /// Whether `name`, as it stands in a rule, is this user. To password files and directories case means nothing; tokens and
-    /// certificates have exact names.
+    /// Whether `name`, as it stands in a rule, is this user. To password files and directories case means nothing;
+    /// tokens and certificates have exact names.
     fn is_called(&self, name: &str) -> bool {
         let exact = matches!(self.source, Source::Token | Source::Certificate);
         is_same(&self.user, name, exact)
@@ -258,8 +258,8 @@ impl Gate {
         Self { guarded: None, metrics: Metrics::default(), log: AccessLog::off() }
     }
 
-    /// Reads the access file at `path`. With `content`, an `access.toml` in a package's folder counts for that package. Failed
-    /// logins are written to `log`.
+    /// Reads the access file at `path`. With `content`, an `access.toml` in a package's folder counts for that package.
+    /// Failed logins are written to `log`.
     ///
     /// # Errors
     /// If it, or a file that it names, cannot be used.
@@ -276,8 +276,8 @@ impl Gate {
         Ok(Self { guarded: Some(Arc::new(guarded)), metrics, log })
     }
 
-    /// Reads the access file again. What was remembered is forgotten, failed logins are not; their limits change with the next
-    /// start only.
+    /// Reads the access file again. What was remembered is forgotten, failed logins are not; their limits change with
+    /// the next start only.
     ///
     /// # Errors
     /// If it cannot be used; then everything stays as it was.
@@ -339,17 +339,17 @@ impl Gate {
         }
     }
 
-    /// Whether `identity` was established so long ago that it counts for nothing any more, and this server cannot ask again
-    /// by itself. Who holds one for long (an RTSP session) then identifies anew: by the connection's certificate, or by
-    /// asking the client.
+    /// Whether `identity` was established so long ago that it counts for nothing any more, and this server cannot ask
+    /// again by itself. Who holds one for long (an RTSP session) then identifies anew: by the connection's certificate,
+    /// or by asking the client.
     pub(crate) async fn is_outdated(&self, identity: &Identity) -> bool {
         let Some(guarded) = &self.guarded else { return false };
         let sources = guarded.in_force.read().clone();
         sources.current(identity).await.is_none()
     }
 
-    /// Values of `WWW-Authenticate` for an answer 401, one header each. `encrypted`: nobody else can read the connection;
-    /// that is so on the machine itself, too ([`is_private`]).
+    /// Values of `WWW-Authenticate` for an answer 401, one header each. `encrypted`: nobody else can read the
+    /// connection; that is so on the machine itself, too ([`is_private`]).
     pub(crate) fn challenges(&self, encrypted: bool) -> Vec<String> {
         let Some(guarded) = &self.guarded else { return Vec::new() };
         guarded.in_force.read().challenges(encrypted)

@@ -5,8 +5,8 @@
 //!  "package":"team/app","version":"1.2","method":"GET","object":"head","status":200,"bytes":14820,"ms":1.4}
 //! ```
 //!
-//! Lines are written by a thread of their own, so that a slow disk holds up nobody. What it cannot keep up with is counted, and
-//! said in the log as soon as it can. After SIGHUP the file is opened anew, for who moved it away.
+//! Lines are written by a thread of their own, so that a slow disk holds up nobody. What it cannot keep up with is
+//! counted, and said in the log as soon as it can. After SIGHUP the file is opened anew, for who moved it away.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};

@@ -1,8 +1,8 @@
 //! How fast clients are served.
 //!
-//! Two token buckets bound what is sent: one for each client, one for all. What waits for the common one is served in turn,
-//! a piece of each client after the other, however many requests a client makes at once: nobody gets a larger share by
-//! asking more often. A client is an address (IPv6: one /64).
+//! Two token buckets bound what is sent: one for each client, one for all. What waits for the common one is served in
+//! turn, a piece of each client after the other, however many requests a client makes at once: nobody gets a larger
+//! share by asking more often. A client is an address (IPv6: one /64).
 //!
 //! ```text
 //! take(bytes) ── turn within the client ── tokens of the client ── turn among the clients ── tokens of all ── go

@@ -1,7 +1,7 @@
 //! Counters of the server, and their text for Prometheus (exposition format 0.0.4).
 //!
-//! They are always on; counting is an atomic addition. No label has a value that a client could choose: neither users nor
-//! packages, whose number nobody bounds. Those are in the access log.
+//! They are always on; counting is an atomic addition. No label has a value that a client could choose: neither users
+//! nor packages, whose number nobody bounds. Those are in the access log.
 
 use std::fmt::Write;
 use std::sync::Arc;

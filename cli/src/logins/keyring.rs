@@ -69,8 +69,8 @@ mod session {
         }
     }
 
-    /// Asks on a thread of its own: the library blocks, with a runtime of its own that must not be started within ours, and
-    /// may wait for a prompt that nobody sees.
+    /// Asks on a thread of its own: the library blocks, with a runtime of its own that must not be started within ours,
+    /// and may wait for a prompt that nobody sees.
     fn ask<T: Send + 'static>(
         account: &str,
         question: impl FnOnce(&Entry) -> keyring::Result<T> + Send + 'static,

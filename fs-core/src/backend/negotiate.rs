@@ -1,8 +1,8 @@
 //! Kerberos tickets for servers that ask who somebody is by `Negotiate` (RFC 4559).
 //!
 //! Each request carries a token of its own, because a server takes each only once. The ticket for the server comes from
-//! the user's credential cache (`kinit`), and stays there, so that only the first token takes a question to the network.
-//! Only with the cargo feature `kerberos`.
+//! the user's credential cache (`kinit`), and stays there, so that only the first token takes a question to the
+//! network. Only with the cargo feature `kerberos`.
 
 use crate::error::{Error, Result};
 

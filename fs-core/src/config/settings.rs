@@ -226,7 +226,8 @@ impl Settings {
     }
 }
 
-/// Why the TOML in `text` cannot be read: the line and what is wrong with it, but never a value, for that may be a secret.
+/// Why the TOML in `text` cannot be read: the line and what is wrong with it, but never a value, for that may be a
+/// secret.
 pub fn explain_toml(text: &str, error: &toml::de::Error) -> String {
     let place = error.span().map_or_else(String::new, |span| line_of(text, span.start));
     format!("{place}{}", without_value(error.message()))

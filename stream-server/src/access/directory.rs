@@ -1,8 +1,8 @@
 //! Users and groups of Active Directory and other LDAP directories.
 //!
 //! A login binds as the user, over TLS, on a connection of its own. Who that was is then asked of the directory, never
-//! taken from what was typed, and so are the groups. Without a password (Kerberos, certificates) an account of the server
-//! looks the user up.
+//! taken from what was typed, and so are the groups. Without a password (Kerberos, certificates) an account of the
+//! server looks the user up.
 //!
 //! In Active Directory the groups are `tokenGroups`, which holds nested ones, the primary one, and nothing twice; one
 //! more question turns the identifiers into names. In other directories groups of groups are followed step by step.
@@ -45,7 +45,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// invalidCredentials (RFC 4511 §A.1).
 const INVALID_CREDENTIALS: u32 = 49;
 /// Results of a bind that say something of the user and nothing of the server: no such object, invalid syntax of the
-/// name, inappropriate authentication, insufficient rights, unwilling to perform, constraint violation (a locked account).
+/// name, inappropriate authentication, insufficient rights, unwilling to perform, constraint violation (a locked
+/// account).
 const REFUSED_BINDS: [u32; 7] = [INVALID_CREDENTIALS, 32, 34, 48, 50, 53, 19];
 
 /// A user as the directory knows it.

@@ -7,8 +7,8 @@ use zeroize::Zeroizing;
 
 use super::{Presented, Refusal, Secret};
 
-/// Longest value. A Kerberos ticket with the memberships of a large directory has up to 48 KiB (Windows' MaxTokenSize), a
-/// third more in base64.
+/// Longest value. A Kerberos ticket with the memberships of a large directory has up to 48 KiB (Windows' MaxTokenSize),
+/// a third more in base64.
 const VALUE_MAX_BYTES: usize = 72 << 10;
 
 /// Longest user and password together: nobody types more, and each is hashed at every request.

@@ -1,8 +1,8 @@
 //! Kerberos tickets, presented by `Negotiate` (RFC 4559), checked with the key in a keytab.
 //!
-//! Only with the cargo feature `kerberos`: it takes MIT Kerberos, a C library. A ticket proves the user's principal; the
-//! groups come from the directory. One token must do: what takes a second leg is NTLM, or a client that is not in the
-//! realm, and neither is offered.
+//! Only with the cargo feature `kerberos`: it takes MIT Kerberos, a C library. A ticket proves the user's principal;
+//! the groups come from the directory. One token must do: what takes a second leg is NTLM, or a client that is not in
+//! the realm, and neither is offered.
 
 use super::settings::KerberosSettings;
 use super::{AccessError, Refusal};
@@ -89,8 +89,8 @@ mod gssapi {
         let failed = |why: String| AccessError::about(path, why);
         std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| failed(e.to_string()))?;
-        // SAFETY: the argument is a NUL-terminated string that lives until the call returns; the library copies it, under a
-        // lock of its own.
+        // SAFETY: the argument is a NUL-terminated string that lives until the call returns; the library copies it,
+        // under a lock of its own.
         let major = unsafe { krb5_gss_register_acceptor_identity(name.as_ptr()) };
         if major == 0 { Ok(()) } else { Err(failed(format!("the Kerberos library refuses it (status {major:#x})"))) }
     }

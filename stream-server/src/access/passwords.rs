@@ -154,8 +154,8 @@ impl PasswordFile {
         self.lines.len() < before
     }
 
-    /// Writes the file, so that a reader finds the old one or the new one whole. A new one is readable by its owner only;
-    /// one that exists keeps its permissions and its owner, where the system allows.
+    /// Writes the file, so that a reader finds the old one or the new one whole. A new one is readable by its owner
+    /// only; one that exists keeps its permissions and its owner, where the system allows.
     ///
     /// # Errors
     /// If it cannot be written.

@@ -1,8 +1,8 @@
 //! The `access.toml` in a package's folder.
 //!
 //! It is read like any object of the package, from wherever the content root is, but never served. What it said is
-//! remembered for some seconds. One that cannot be understood lets nobody in; while it cannot be read because the storage is
-//! away, what it said last counts for some minutes.
+//! remembered for some seconds. One that cannot be understood lets nobody in; while it cannot be read because the
+//! storage is away, what it said last counts for some minutes.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;

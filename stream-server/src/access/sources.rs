@@ -97,7 +97,8 @@ impl Sources {
         }
     }
 
-    /// `identity` as it is now: itself while it is fresh, else as its source says now, if that can be asked without the client.
+    /// `identity` as it is now: itself while it is fresh, else as its source says now, if that can be asked without the
+    /// client.
     pub(super) async fn current<'a>(self: &Arc<Self>, identity: &'a Identity) -> Option<Cow<'a, Identity>> {
         if !identity.is_stale(Instant::now()) {
             return Some(Cow::Borrowed(identity));
@@ -225,8 +226,8 @@ impl Sources {
         Ok(Identity { fresh_until, ..self.identity(user, groups, Source::Certificate) })
     }
 
-    /// The groups of a certificate's holder: those listed, and the directory's if it is to be asked. And until when that
-    /// is to be believed.
+    /// The groups of a certificate's holder: those listed, and the directory's if it is to be asked. And until when
+    /// that is to be believed.
     async fn groups_of_holder(self: &Arc<Self>, user: &str) -> Result<(Arc<[String]>, Option<Instant>), Refusal> {
         let Some(settings) = &self.settings.certificates else { return Err(Refusal::Wrong) };
         let listed = settings.users.iter().filter(|listed| listed.user == user);

@@ -111,8 +111,8 @@ pub(super) enum Who {
     Name(String),
 }
 
-/// Whether these bytes are a security identifier (MS-DTYP 2.4.2.2): revision 1, a count, six bytes of authority, and that
-/// many numbers of four bytes.
+/// Whether these bytes are a security identifier (MS-DTYP 2.4.2.2): revision 1, a count, six bytes of authority, and
+/// that many numbers of four bytes.
 pub(super) fn is_sid(bytes: &[u8]) -> bool {
     matches!(bytes, [1, count, ..] if *count <= 15 && bytes.len() == 8 + 4 * usize::from(*count))
 }

@@ -1,7 +1,7 @@
 //! The public keys of an issuer: a JWK set (RFC 7517) from a file or a URL.
 //!
-//! Issuers change their keys. A file is read again when it changes; a URL when the keys are an hour old, and sooner when
-//! a token names a key that is not there, but not more often than every half minute, whatever tokens come.
+//! Issuers change their keys. A file is read again when it changes; a URL when the keys are an hour old, and sooner
+//! when a token names a key that is not there, but not more often than every half minute, whatever tokens come.
 
 use std::path::PathBuf;
 use std::sync::Arc;
