@@ -298,7 +298,7 @@ fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
-    use std::sync::mpsc;
+    use std::sync::mpsc::channel;
 
     use serde_json::Value;
 
@@ -365,7 +365,7 @@ mod tests {
 
     /// Writes only when it is let.
     struct Slow {
-        go: mpsc::Receiver<()>,
+        go: Receiver<()>,
         written: Arc<Mutex<Vec<u8>>>,
     }
 
@@ -384,7 +384,7 @@ mod tests {
 
     #[test]
     fn what_a_slow_disk_does_not_take_is_counted_and_nobody_waits() {
-        let (hold, go) = mpsc::channel();
+        let (hold, go) = channel();
         let written = Arc::new(Mutex::new(Vec::new()));
         let metrics = Metrics::default();
         let slow = Slow { go, written: written.clone() };

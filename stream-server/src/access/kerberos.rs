@@ -101,7 +101,7 @@ mod gssapi {
         let credential = Cred::acquire(None, None, CredUsage::Accept, None)
             .map_err(|e| Refusal::Unavailable(format!("the keytab cannot be used: {e}")))?;
         let mut context = ServerCtx::new(Some(credential));
-        let reply = context.step(token).map_err(|error| {
+        let reply = context.step(token, None).map_err(|error| {
             tracing::debug!(%error, "a Kerberos ticket was refused");
             Refusal::Wrong
         })?;

@@ -62,9 +62,8 @@ struct Unverified {
 
 impl Tokens {
     pub(super) fn new(settings: &[TokenSettings]) -> Result<Self, AccessError> {
-        let issuers =
-            settings.iter().map(|s| Ok(Issuer { settings: s.clone(), keys: Keys::new(s)? })).collect::<Result<_, _>>()?;
-        Ok(Self { issuers })
+        let issuer = |s: &TokenSettings| Ok::<_, AccessError>(Issuer { settings: s.clone(), keys: Keys::new(s)? });
+        Ok(Self { issuers: settings.iter().map(issuer).collect::<Result<_, _>>()? })
     }
 
     pub(super) fn are_known(&self) -> bool {
