@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use fs_core::mount::prefetch::Prefetch;
 
 use crate::commands::{
-    agent, demo, load, login, mount, passwd, profile, publish, remount, renew, revoke, run, serve, status, trace, unmount,
-    verify, versions,
+    agent, demo, load, login, mount, passwd, profile, publish, remount, renew, revoke, run, serve, status, trace,
+    unmount, verify, versions,
 };
 
 /// The whole command line.

@@ -131,7 +131,9 @@ impl Logins {
         let credentials = match self.secret(login) {
             Ok(secret) => credentials(login.user.clone(), &secret),
             Err(error) => {
-                crate::report::warn(format_args!("the login for {url} cannot be used: {error:#}; run: streamfs login {url}"));
+                crate::report::warn(format_args!(
+                    "the login for {url} cannot be used: {error:#}; run: streamfs login {url}"
+                ));
                 Credentials::None
             }
         };
@@ -169,7 +171,9 @@ impl Logins {
                     tracing::info!(error = format!("{error:#}"), "the keyring cannot be used");
                     login.store = Store::File;
                 }
-                Err(error) => return Err(error.context("cannot keep the secret in the keyring; --store file keeps it in a file")),
+                Err(error) => {
+                    return Err(error.context("cannot keep the secret in the keyring; --store file keeps it in a file"));
+                }
             }
         } else {
             login.store = Store::File;

@@ -24,7 +24,8 @@ impl Echo {
         quiet.local_modes.remove(LocalModes::ECHO);
         quiet.local_modes.insert(LocalModes::ECHONL);
         // What was typed ahead was visible; it shall not count.
-        tcsetattr(stdin.as_fd(), OptionalActions::Flush, &quiet).context("cannot make the terminal hide what is typed")?;
+        tcsetattr(stdin.as_fd(), OptionalActions::Flush, &quiet)
+            .context("cannot make the terminal hide what is typed")?;
         Ok(Self { before })
     }
 }

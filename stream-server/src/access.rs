@@ -170,13 +170,7 @@ enum Source {
 impl Identity {
     /// Nobody in particular.
     pub(crate) fn anonymous() -> Self {
-        Self {
-            user: String::new(),
-            groups: Arc::new([]),
-            source: Source::Nobody,
-            fresh_until: None,
-            reply: None,
-        }
+        Self { user: String::new(), groups: Arc::new([]), source: Source::Nobody, fresh_until: None, reply: None }
     }
 
     pub(crate) fn is_anonymous(&self) -> bool {

@@ -285,7 +285,9 @@ impl Writer {
         self.flush();
         match open(&path) {
             Ok(file) => self.out = BufWriter::new(Box::new(file)),
-            Err(error) => tracing::error!(path = %path.display(), %error, "cannot open the access log anew; the old file is used"),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "cannot open the access log anew; the old file is used")
+            }
         }
     }
 }

@@ -313,7 +313,11 @@ impl Metrics {
         }
         for (counter, name, help) in [
             (&it.denied, "streamfs_server_denied_total", "Requests of known users for what they may not see or do."),
-            (&it.directory_asked, "streamfs_server_directory_questions_total", "Users that the directory was asked about."),
+            (
+                &it.directory_asked,
+                "streamfs_server_directory_questions_total",
+                "Users that the directory was asked about.",
+            ),
             (
                 &it.identity_remembered,
                 "streamfs_server_identities_remembered_total",
@@ -325,7 +329,11 @@ impl Metrics {
             text.family(name, "counter", help);
             text.sample("", &[], get(counter));
         }
-        text.family("streamfs_server_throttled_seconds_total", "counter", "Time that clients were held back by limits.");
+        text.family(
+            "streamfs_server_throttled_seconds_total",
+            "counter",
+            "Time that clients were held back by limits.",
+        );
         text.sample("", &[], seconds(get(&it.throttled_micros)));
         text.out
     }

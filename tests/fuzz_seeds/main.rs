@@ -152,11 +152,9 @@ fn made() -> Seeds {
     add("config", "full", CONFIG.as_bytes());
     add("access_file", "server", ACCESS.as_bytes());
     add("access_file", "package", b"[read]\nusers = [\"ann\"]\ngroups = [\"Engineering\"]\nlogged_in = true\n");
-    for (name, value) in [
-        ("basic", "Basic dGVzdDoxMjPCow=="),
-        ("bearer", "Bearer mF_9.B5f-4.1JqM"),
-        ("negotiate", "Negotiate YWJj"),
-    ] {
+    for (name, value) in
+        [("basic", "Basic dGVzdDoxMjPCow=="), ("bearer", "Bearer mF_9.B5f-4.1JqM"), ("negotiate", "Negotiate YWJj")]
+    {
         add("authorization", name, value.as_bytes());
     }
     add("certificate_subject", "escaped", br"O=x\,y,CN=J\C3\BCrgen+UID=7");

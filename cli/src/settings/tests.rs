@@ -115,7 +115,8 @@ fn what_login_kept_is_used_unless_something_else_is_said() {
     assert!(credentials(&it, "https://else/c/app") == Credentials::None);
     assert!(!format!("{it:?}").contains("kept"));
 
-    let settings = file(&folder, "config.toml", "[[origin]]\nurl = \"https://h/c\"\ncredentials = { token = \"said\" }", 0o600);
+    let settings =
+        file(&folder, "config.toml", "[[origin]]\nurl = \"https://h/c\"\ncredentials = { token = \"said\" }", 0o600);
     let it = load(Some(&settings), &[config]).unwrap();
     assert!(credentials(&it, "https://h/c/app") == Credentials::Bearer("said".to_owned()));
     assert!(credentials(&it, "https://h/d/app") == expected);

@@ -204,7 +204,9 @@ impl TryFrom<CredentialFields> for CredentialSource {
                 None => Err("give one of token and token_file, not both"),
             },
             (None, false, false) if kerberos => Ok(CredentialSource::Kerberos),
-            _ => Err("credentials are either user with password_file (or password), or token_file (or token), or kerberos = true"),
+            _ => Err(
+                "credentials are either user with password_file (or password), or token_file (or token), or kerberos = true",
+            ),
         }
     }
 }
@@ -334,7 +336,10 @@ mod tests {
             ("[[origin]]\nurl = \"https://h\"\ncredentials = { user = \"u\" }", "credentials are either"),
             ("[[origin]]\nurl = \"https://h\"\ncredentials = { token = \"a\", token_file = \"b\" }", "not both"),
             ("[[origin]]\nca_file = \"/x\"", "url"),
-            ("[[origin]]\nurl = \"https://h\"\ncredentials = { user = \"u\", kerberos = true }", "credentials are either"),
+            (
+                "[[origin]]\nurl = \"https://h\"\ncredentials = { user = \"u\", kerberos = true }",
+                "credentials are either",
+            ),
             ("[[origin]]\nurl = \"https://h\"\ncredentials = { kerberos = false }", "credentials are either"),
             ("x", "line 1"),
         ] {

@@ -52,7 +52,7 @@ mod gssapi {
     use libgssapi::credential::{Cred, CredUsage};
     use tokio::sync::Semaphore;
 
-    use super::{AccessError, Accepted, Kerberos, KerberosSettings, Refusal, user_of};
+    use super::{Accepted, AccessError, Kerberos, KerberosSettings, Refusal, user_of};
 
     /// Tickets checked at the same time; each takes a fraction of a millisecond, and a file that remembers it.
     const CHECKS_AT_ONCE_MAX: usize = 8;

@@ -258,7 +258,9 @@ impl Passwords {
             drop(turn);
             checked
         };
-        tokio::task::spawn_blocking(check).await.map_err(|e| Refusal::Unavailable(format!("cannot check passwords: {e}")))
+        tokio::task::spawn_blocking(check)
+            .await
+            .map_err(|e| Refusal::Unavailable(format!("cannot check passwords: {e}")))
     }
 
     /// The groups that `user` has now; `None` if there is no such user any more.

@@ -37,11 +37,7 @@ pub(super) struct Remembered {
 impl Remembered {
     pub(super) fn new(entries_max: usize) -> Self {
         let entries_max = NonZeroUsize::new(entries_max).unwrap_or(NonZeroUsize::MIN);
-        Self {
-            hash_key: rand::random(),
-            entries: Mutex::new(LruCache::new(entries_max)),
-            under_way: Mutex::default(),
-        }
+        Self { hash_key: rand::random(), entries: Mutex::new(LruCache::new(entries_max)), under_way: Mutex::default() }
     }
 
     /// The key of `parts`; what they are parts of is the first.

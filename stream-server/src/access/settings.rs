@@ -408,7 +408,9 @@ impl DirectorySettings {
             return Err("account and password_file go together".to_owned());
         }
         match &self.bind_as {
-            None if self.account.is_none() => return Err("give bind_as, or an account that may look users up".to_owned()),
+            None if self.account.is_none() => {
+                return Err("give bind_as, or an account that may look users up".to_owned());
+            }
             Some(template) if template.matches("{user}").count() != 1 => {
                 return Err("bind_as must hold {user} once".to_owned());
             }

@@ -122,20 +122,17 @@ mod tests {
     use super::*;
 
     fn schema(kind: &str, bind_as: &str) -> Schema {
-        let text = format!(
-            "kind = \"{kind}\"\nurls = [\"ldaps://dc\"]\nbase = \"dc=corp,dc=example\"\nbind_as = {bind_as:?}"
-        );
+        let text =
+            format!("kind = \"{kind}\"\nurls = [\"ldaps://dc\"]\nbase = \"dc=corp,dc=example\"\nbind_as = {bind_as:?}");
         Schema::new(&toml::from_str(&text).unwrap())
     }
 
     #[test]
     fn users_bind_by_the_template() {
         let ad = schema("active-directory", "{user}@corp.example");
-        for (typed, bound) in [
-            ("ann", "ann@corp.example"),
-            ("ann@sub.corp.example", "ann@sub.corp.example"),
-            ("CORP\\ann", "CORP\\ann"),
-        ] {
+        for (typed, bound) in
+            [("ann", "ann@corp.example"), ("ann@sub.corp.example", "ann@sub.corp.example"), ("CORP\\ann", "CORP\\ann")]
+        {
             assert_eq!(ad.bind_name(typed).as_deref(), Some(bound));
         }
         let ldap = schema("ldap", "uid={user},ou=people,dc=x");

@@ -82,7 +82,9 @@ async fn logins_are_checked() {
     let dir = tempfile::tempdir().unwrap();
     let passwords = Passwords::open(&written(dir.path())).unwrap();
     match passwords.check("ANN", &"right".into(), true).await.unwrap() {
-        Checked::Right { user, groups } => assert_eq!((user.as_str(), &*groups), ("ann", &["staff", "Build Team"].map(str::to_owned)[..])),
+        Checked::Right { user, groups } => {
+            assert_eq!((user.as_str(), &*groups), ("ann", &["staff", "Build Team"].map(str::to_owned)[..]))
+        }
         other => panic!("{other:?}"),
     }
     assert!(matches!(passwords.check("ann", &"wrong".into(), true).await.unwrap(), Checked::Wrong));

@@ -93,7 +93,9 @@ impl Keys {
                 Source::File(path.clone())
             }
             (None, Some(url)) => Source::Url { url: url.clone(), client: client(settings)? },
-            (None, None) => return Err(AccessError::Content("an issuer has neither jwks_file nor jwks_url".to_owned())),
+            (None, None) => {
+                return Err(AccessError::Content("an issuer has neither jwks_file nor jwks_url".to_owned()));
+            }
         };
         Ok(Self { source, held: Mutex::default(), asking: tokio::sync::Mutex::default() })
     }
@@ -114,7 +116,12 @@ impl Keys {
         }
     }
 
-    async fn find_at(&self, url: &Url, client: &reqwest::Client, wanted: Wanted<'_>) -> Result<Vec<DecodingKey>, String> {
+    async fn find_at(
+        &self,
+        url: &Url,
+        client: &reqwest::Client,
+        wanted: Wanted<'_>,
+    ) -> Result<Vec<DecodingKey>, String> {
         let look = || {
             let held = self.held.lock();
             let found = held.set.as_ref().map(|set| wanted.in_set(set)).unwrap_or_default();

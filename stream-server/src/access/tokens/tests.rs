@@ -95,7 +95,10 @@ async fn genuine_tokens_name_users_and_groups() {
         let tokens = tokens(dir.path(), &[&ec, &ed], more);
         for signer in [&ec, &ed] {
             let verified = tokens.verify(&signer.sign(&claims())).await.unwrap();
-            assert_eq!((verified.user.as_str(), verified.groups), (user, groups.iter().map(|g| (*g).to_owned()).collect()));
+            assert_eq!(
+                (verified.user.as_str(), verified.groups),
+                (user, groups.iter().map(|g| (*g).to_owned()).collect())
+            );
             let left = verified.expires_in.as_secs();
             assert!((600..=660).contains(&left), "{left}");
         }
@@ -198,7 +201,8 @@ async fn key_server(body: Arc<Mutex<String>>) -> (String, Arc<AtomicUsize>) {
             count.fetch_add(1, Ordering::Relaxed);
             let body = body.lock().clone();
             let status = if body.is_empty() { "500 Oh no" } else { "200 OK" };
-            let answer = format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let answer =
+                format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len());
             let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
