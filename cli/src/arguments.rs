@@ -7,8 +7,8 @@ use clap::{Args, Parser, Subcommand};
 use fs_core::mount::prefetch::Prefetch;
 
 use crate::commands::{
-    agent, demo, load, mount, profile, publish, remount, renew, revoke, run, serve, status, trace, unmount, verify,
-    versions,
+    agent, demo, load, login, mount, passwd, profile, publish, remount, renew, revoke, run, serve, status, trace,
+    unmount, verify, versions,
 };
 
 /// The whole command line.
@@ -78,6 +78,12 @@ pub enum Command {
     Revoke(revoke::RevokeArguments),
     /// Serve a content root over HTTP and RTSP, in clear or by TLS
     Serve(serve::ServeArguments),
+    /// Keep the user and password, or the token, for a server
+    Login(login::LoginArguments),
+    /// Forget what `login` kept
+    Logout(login::LogoutArguments),
+    /// Add users to a password file of `serve`, change or remove them
+    Passwd(passwd::PasswdArguments),
     /// Show the whole story on a sample, on this machine
     Demo(demo::DemoArguments),
     /// Supervises the worker of one cache directory
@@ -159,6 +165,14 @@ mod tests {
             "serve",
             "serve https://h/content --listen 0.0.0.0:443 --listen [::]:443 --tls-cert c --tls-key k --client-ca a --tls-only --drain 1m --json",
             "serve /srv/content --listen 127.0.0.1:0 --tls-trial /tmp/tls --poll-interval 5s --connections 100 --connections-per-address 10",
+            "login https://h/c --user ann --store file --no-check",
+            "login https://h/c --token --json",
+            "login https://h/c --kerberos",
+            "login",
+            "logout https://h/c",
+            "passwd /etc/streamfs/users ann --group staff --group release",
+            "passwd /etc/streamfs/users ann --delete",
+            "passwd /etc/streamfs/users --json",
             "demo",
             "--config /c.toml -vv --quiet status",
         ] {
@@ -181,6 +195,11 @@ mod tests {
             "serve /srv/content --tls-cert c --tls-key k --tls-trial d",
             "serve /srv/content --connections 0",
             "mount /a/b /mnt --token secret",
+            "login https://h/c --user ann --password secret",
+            "login https://h/c --user ann --token",
+            "login --user ann",
+            "passwd /etc/streamfs/users --group staff",
+            "passwd /etc/streamfs/users ann --delete --group staff",
             "frobnicate",
             "run /a/b bin/calc",
             "profile /a/b -- bin/calc",

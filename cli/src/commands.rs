@@ -3,7 +3,9 @@
 pub mod agent;
 pub mod demo;
 pub mod load;
+pub mod login;
 pub mod mount;
+pub mod passwd;
 pub mod profile;
 pub mod publish;
 pub mod remount;
@@ -101,6 +103,9 @@ pub(crate) async fn dispatch(command: Command, context: &Context) -> anyhow::Res
         Command::Verify(arguments) => interrupt.or(verify::run(arguments, context)).await,
         Command::Revoke(arguments) => interrupt.or(revoke::run(arguments, context)).await,
         Command::Renew(arguments) => interrupt.or(renew::run(arguments, context)).await,
+        Command::Login(arguments) => interrupt.or(login::run(arguments, context)).await,
+        Command::Logout(arguments) => interrupt.or(login::run_logout(arguments, context)).await,
+        Command::Passwd(arguments) => interrupt.or(passwd::run(arguments, context)).await,
         Command::Agent(arguments) => agent::supervise(&arguments),
     }
 }

@@ -20,10 +20,12 @@ mod agent;
 mod child;
 mod interrupt;
 mod launch_report;
+mod logins;
 mod mount_point;
 mod private_mount;
 mod progress;
 mod report;
+mod secret_input;
 mod service_manager;
 mod trust_report;
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -14,6 +15,8 @@ use fs_core::config::{
 };
 use fs_core::location::PackageLocation;
 use fs_core::mount::prefetch::{DEFAULT_BUDGET_BYTES, PrefetchPolicy};
+
+use crate::logins::{Logins, SystemKeyring};
 
 /// Most bytes of blocks on disk unless told otherwise: several large applications.
 const DEFAULT_CACHE_SIZE_BYTES: u64 = 20 << 30;
@@ -55,6 +58,7 @@ pub struct InForce {
     /// Folder of the private signing keys; only publishers need one.
     keys_dir: Option<PathBuf>,
     origins: OriginTable,
+    logins: Logins,
     environment_credentials: Credentials,
 }
 
@@ -93,6 +97,7 @@ impl InForce {
             .map(PathBuf::from)
             .or(settings.publish.keys_dir.clone())
             .or_else(|| Some(base("XDG_CONFIG_HOME", ".config")?.join("streamfs/keys")));
+        let logins = base("XDG_CONFIG_HOME", ".config").map(|folder| folder.join("streamfs/logins.toml"));
         let fallback = OriginConfig { retry: retry_policy(&settings), ..OriginConfig::default() };
         let origins = OriginTable::new(fallback.clone());
         for rule in &settings.origins {
@@ -123,6 +128,7 @@ impl InForce {
             serving: settings.server,
             keys_dir: keys_dir.map(absolute).transpose()?,
             origins,
+            logins: Logins::read(logins, Arc::new(SystemKeyring))?,
             environment_credentials: environment_credentials(environment)?,
         })
     }
@@ -154,13 +160,25 @@ impl InForce {
     }
 
     /// How the package at `location` is reached. Credentials in the environment were set for this very command, so
-    /// they go before the settings file's.
+    /// they go before the settings file's, and those before what `login` kept.
     pub fn origin_config(&self, location: &PackageLocation) -> OriginConfig {
         let mut config = self.origins.lookup(location);
         if self.environment_credentials != Credentials::None {
             config.credentials = self.environment_credentials.clone();
+        } else if config.credentials == Credentials::None {
+            config.credentials = self.logins.credentials(location);
         }
         config
+    }
+
+    /// How the package at `location` is reached, apart from who asks.
+    pub(crate) fn origin_without_credentials(&self, location: &PackageLocation) -> OriginConfig {
+        OriginConfig { credentials: Credentials::None, ..self.origins.lookup(location) }
+    }
+
+    /// What `login` keeps.
+    pub(crate) fn logins_mut(&mut self) -> &mut Logins {
+        &mut self.logins
     }
 }
 
@@ -225,6 +243,7 @@ fn read_credentials(source: &CredentialSource) -> anyhow::Result<Credentials> {
             Credentials::Basic { user: user.clone(), password: read_secret(password)? }
         }
         CredentialSource::Bearer(token) => Credentials::Bearer(read_secret(token)?),
+        CredentialSource::Kerberos => Credentials::Kerberos,
     })
 }
 

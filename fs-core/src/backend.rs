@@ -6,6 +6,7 @@
 
 mod http;
 mod local;
+mod negotiate;
 pub mod rtsp;
 
 pub mod faults;

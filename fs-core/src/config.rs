@@ -16,11 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-pub use origins::OriginTable;
+pub use origins::{OriginTable, nearest_origin, normalized_origin};
 pub use quantities::{parse_duration, parse_size};
 pub use serving::ServeSettings;
 pub use settings::{
     AgentSettings, CredentialSource, OriginRule, PublishSettings, SETTINGS_MAX_BYTES, SecretSource, Settings,
+    explain_toml,
 };
 
 /// Whether a launch may be brought what it has not asked for.
@@ -74,6 +75,8 @@ pub enum Credentials {
     },
     /// HTTP Bearer token.
     Bearer(String),
+    /// The user's Kerberos tickets.
+    Kerberos,
 }
 
 impl std::fmt::Debug for Credentials {
@@ -82,6 +85,7 @@ impl std::fmt::Debug for Credentials {
             Credentials::None => "None",
             Credentials::Basic { .. } => "Basic(..)",
             Credentials::Bearer(_) => "Bearer(..)",
+            Credentials::Kerberos => "Kerberos",
         })
     }
 }

@@ -35,8 +35,12 @@ mod http;
 mod rtsp;
 
 mod access;
+mod access_log;
 mod limits;
 mod metrics;
+
+#[doc(hidden)]
+pub mod fuzzing;
 
 #[cfg(test)]
 mod stage;
@@ -52,7 +56,10 @@ use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+pub use access::{AccessError, PasswordFile, PasswordFileError, Secret};
+pub use access_log::LogTarget;
 pub use content::ContentRoot;
+pub use limits::LimitSettings;
 pub use listen::activated;
 pub use settings::ServerSettings;
 pub use tls::{CertificateSource, TlsSettings};

@@ -8,6 +8,7 @@ mod http_servers;
 mod launch;
 mod learning;
 mod load;
+mod login;
 mod metrics;
 mod profile;
 mod publishing;

@@ -23,13 +23,20 @@ use fs_core::package::profile::Profile;
 use fs_core::package::tree::PAGE_MAX_BYTES;
 use fs_core::package::tree::page::{Page, PageKind};
 use fs_core::trust::head::{Head, bytes_before_tail};
+use stream_server::fuzzing;
 use tests::Streamfs;
 
 /// Whether a target's parser accepts a seed.
 type Accepts = fn(&[u8]) -> bool;
 
-const TARGETS: [(&str, Accepts); 13] = [
+const TARGETS: [(&str, Accepts); 16] = [
+    ("access_file", |seed| {
+        let text = std::str::from_utf8(seed).unwrap_or_default();
+        fuzzing::access_settings(text).is_ok() || fuzzing::package_access(text).is_ok()
+    }),
+    ("authorization", |seed| std::str::from_utf8(seed).is_ok_and(|text| fuzzing::authorization(text).is_some())),
     ("block_decode", |seed| block(seed).is_some()),
+    ("certificate_subject", |seed| std::str::from_utf8(seed).is_ok_and(fuzzing::certificate_subject)),
     ("config", |seed| std::str::from_utf8(seed).is_ok_and(|text| Settings::parse(text).is_ok())),
     ("descriptor", |seed| Descriptor::parse(seed, "seed").is_ok()),
     ("head_bundle", |seed| Head::parse(&Bytes::copy_from_slice(seed)).is_ok()),
@@ -162,6 +169,14 @@ fn made() -> Seeds {
     let index = decompress(index, set.index.length as usize, LAUNCH_INDEX_MAX_BYTES).expect("an index");
     add("launch_object", "small", &[&set.index.length.to_le_bytes(), &index[..], body].concat());
     add("config", "full", CONFIG.as_bytes());
+    add("access_file", "server", ACCESS.as_bytes());
+    add("access_file", "package", b"[read]\nusers = [\"ann\"]\ngroups = [\"Engineering\"]\nlogged_in = true\n");
+    for (name, value) in
+        [("basic", "Basic dGVzdDoxMjPCow=="), ("bearer", "Bearer mF_9.B5f-4.1JqM"), ("negotiate", "Negotiate YWJj")]
+    {
+        add("authorization", name, value.as_bytes());
+    }
+    add("certificate_subject", "escaped", br"O=x\,y,CN=J\C3\BCrgen+UID=7");
     for (name, text) in [("folder", "/srv/content/app@1.0"), ("web", "https://host:8443/content/app@stable")] {
         add("location", name, text.as_bytes());
     }
@@ -254,4 +269,63 @@ credentials = { user = "u", password_file = "/p" }
 [[origin]]
 url = "https://b.example"
 credentials = { token_file = "/t" }
+"#;
+
+const ACCESS: &str = r#"allow_in_clear = false
+package_files = false
+
+[cache]
+ttl = "30s"
+entries = 500
+
+[failed_logins]
+per_user = 5
+per_address = 50
+window = "10m"
+
+[passwords]
+file = "users"
+
+[[token]]
+issuer = "https://login.example/"
+audience = ["streamfs"]
+jwks_url = "https://login.example/keys"
+algorithms = ["RS256", "EdDSA"]
+user_claim = "preferred_username"
+groups_claim = "realm_access.roles"
+prefix = "oidc:"
+leeway = "30s"
+
+[[token]]
+issuer = "ci"
+audience = ["streamfs", "other"]
+jwks_file = "/etc/ci.jwks"
+
+[certificates]
+user_from = "common_name"
+directory_groups = true
+[[certificates.user]]
+subject = "CN=build,O=Example"
+user = "build"
+groups = ["release"]
+
+[directory]
+kind = "active-directory"
+urls = ["ldaps://dc1.corp.example", "ldaps://dc2.corp.example:3269"]
+ca_file = "corp-ca.pem"
+base = "DC=corp,DC=example"
+account = "streamfs@corp.example"
+password_file = "directory.password"
+deadline = "3s"
+
+[status]
+groups = ["Operators"]
+
+[default.read]
+logged_in = true
+
+[[package]]
+name = "team/*"
+read = { groups = ["Team"] }
+publish = { users = ["build"] }
 "#;

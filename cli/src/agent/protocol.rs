@@ -218,6 +218,7 @@ enum CredentialsWire {
     None {},
     Basic { user: String, password: String },
     Bearer { token: String },
+    Kerberos {},
 }
 
 impl OriginWire {
@@ -244,6 +245,7 @@ impl From<OriginConfig> for OriginWire {
                 Credentials::None => CredentialsWire::None {},
                 Credentials::Basic { user, password } => CredentialsWire::Basic { user, password },
                 Credentials::Bearer(token) => CredentialsWire::Bearer { token },
+                Credentials::Kerberos => CredentialsWire::Kerberos {},
             },
             allow_plaintext_credentials: config.allow_plaintext_credentials,
             read_deadline_ms: millis(config.retry.read_deadline),
@@ -261,6 +263,7 @@ impl From<OriginWire> for OriginConfig {
                 CredentialsWire::None {} => Credentials::None,
                 CredentialsWire::Basic { user, password } => Credentials::Basic { user, password },
                 CredentialsWire::Bearer { token } => Credentials::Bearer(token),
+                CredentialsWire::Kerberos {} => Credentials::Kerberos,
             },
             allow_plaintext_credentials: wire.allow_plaintext_credentials,
             retry: RetryPolicy {

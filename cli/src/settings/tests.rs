@@ -100,3 +100,30 @@ fn what_is_not_needed_may_be_unknown() {
     assert!(mounts.keys_dir().unwrap_err().to_string().contains("STREAMFS_KEYS"));
     assert_eq!(only("STREAMFS_KEYS", "/k").keys_dir().unwrap(), Path::new("/k"));
 }
+
+#[test]
+fn what_login_kept_is_used_unless_something_else_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("streamfs");
+    std::fs::create_dir(&folder).unwrap();
+    let kept = "[[login]]\nurl = \"https://h\"\nuser = \"ann\"\nstore = \"file\"\nsecret = \"kept\"";
+    file(&folder, "logins.toml", kept, 0o600);
+    let config = ("XDG_CONFIG_HOME", dir.path().to_str().unwrap());
+    let it = load(None, &[config]).unwrap();
+    let expected = Credentials::Basic { user: "ann".to_owned(), password: "kept".to_owned() };
+    assert!(credentials(&it, "https://h/c/app") == expected);
+    assert!(credentials(&it, "https://else/c/app") == Credentials::None);
+    assert!(!format!("{it:?}").contains("kept"));
+
+    let settings =
+        file(&folder, "config.toml", "[[origin]]\nurl = \"https://h/c\"\ncredentials = { token = \"said\" }", 0o600);
+    let it = load(Some(&settings), &[config]).unwrap();
+    assert!(credentials(&it, "https://h/c/app") == Credentials::Bearer("said".to_owned()));
+    assert!(credentials(&it, "https://h/d/app") == expected);
+    let it = load(Some(&settings), &[config, ("STREAMFS_TOKEN", "now")]).unwrap();
+    assert!(credentials(&it, "https://h/c/app") == Credentials::Bearer("now".to_owned()));
+
+    file(&folder, "logins.toml", kept, 0o644);
+    let error = format!("{:#}", load(None, &[config]).unwrap_err());
+    assert!(error.contains("chmod 600") && !error.contains("kept"), "{error}");
+}

@@ -20,7 +20,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use url::Url;
 
 use self::lanes::Lanes;
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator, negotiate};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
 use crate::location::PackageName;
@@ -77,9 +77,16 @@ impl HttpBackend {
 
     async fn send(&self, object: &ObjectPath, request: RequestBuilder) -> Result<Response> {
         let patience = self.config.retry.connect_timeout + self.config.retry.stall_timeout;
-        match tokio::time::timeout(patience, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(e)) => Err(self.failed(object, e)),
+        let answer = async {
+            let request = authorized(request, &self.config.credentials).await.map_err(|reason| Error::Denied {
+                object: object.to_string(),
+                origin: self.origin.clone(),
+                reason,
+            })?;
+            request.send().await.map_err(|e| self.failed(object, e))
+        };
+        match tokio::time::timeout(patience, answer).await {
+            Ok(answer) => answer,
             Err(_) => Err(self.timed_out(object, patience)),
         }
     }
@@ -310,10 +317,28 @@ fn request(client: &Client, method: Method, url: Url, credentials: &Credentials)
     let request = client.request(method, url).header(header::ACCEPT_ENCODING, "identity");
     // Given with the request, not with the client: reqwest drops them when a redirect leaves the host.
     match credentials {
-        Credentials::None => request,
+        // A ticket is good for one sending; `authorized` adds it.
+        Credentials::None | Credentials::Kerberos => request,
         Credentials::Basic { user, password } => request.basic_auth(user, Some(password)),
         Credentials::Bearer(token) => request.bearer_auth(token),
     }
+}
+
+/// `request` with a Kerberos ticket for the server that it goes to, if that is how to log in.
+///
+/// # Errors
+/// Why there is none.
+async fn authorized(request: RequestBuilder, credentials: &Credentials) -> Result<RequestBuilder, String> {
+    if *credentials != Credentials::Kerberos {
+        return Ok(request);
+    }
+    let (client, request) = request.build_split();
+    let mut request = request.map_err(|e| e.without_url().to_string())?;
+    let value = negotiate::authorization(request.url().host_str().unwrap_or_default()).await?;
+    let mut value = HeaderValue::from_str(&value).map_err(|e| e.to_string())?;
+    value.set_sensitive(true);
+    request.headers_mut().insert(header::AUTHORIZATION, value);
+    Ok(RequestBuilder::from_parts(client, request))
 }
 
 /// What connects to servers as `config` says.
@@ -364,6 +389,7 @@ pub(super) fn is_private_way(url: &Url) -> bool {
 /// Refuses credentials that cannot be sent, with a message of ours: a later one would have to show them.
 pub(super) fn check(credentials: &Credentials) -> Result<()> {
     match credentials {
+        Credentials::Kerberos => negotiate::check(),
         Credentials::Basic { user, .. } if user.contains(':') => {
             Err(Error::InvalidInput("a user name for HTTP Basic cannot hold a colon".to_owned()))
         }

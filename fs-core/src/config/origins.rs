@@ -60,6 +60,20 @@ fn covers(prefix: &str, key: &str) -> bool {
     key.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
+/// A content root, a folder of them or a package, as it is written everywhere: credentials are kept by that.
+///
+/// # Errors
+/// `InvalidInput` if `prefix` is neither an absolute path nor a URL that can name a content root.
+pub fn normalized_origin(prefix: &str) -> Result<String> {
+    normalized_prefix(prefix)
+}
+
+/// Of `origins` ([`normalized_origin`]), the one that `location` belongs to: the longest that is it or lies above it.
+pub fn nearest_origin<'a>(origins: impl Iterator<Item = &'a str>, location: &PackageLocation) -> Option<&'a str> {
+    let key = location.package_key();
+    origins.filter(|origin| covers(origin, &key)).max_by_key(|origin| origin.len())
+}
+
 /// `prefix` as [`PackageLocation::package_key`] would write it, without a slash at the end.
 pub(super) fn normalized_prefix(prefix: &str) -> Result<String> {
     let bad =
@@ -106,6 +120,18 @@ mod tests {
             let expected = token.map_or(Credentials::None, |t| Credentials::Bearer(t.to_owned()));
             assert!(answer(&table, location) == expected, "{location}");
         }
+    }
+
+    #[test]
+    fn the_nearest_origin_is_found_by_whole_components() {
+        let origins = ["https://h", "https://h/team", "https://h/team/app"];
+        let nearest = |location: &str| nearest_origin(origins.into_iter(), &location.parse().unwrap());
+        assert_eq!(nearest("https://h/team/app@1"), Some("https://h/team/app"));
+        assert_eq!(nearest("https://h/team/application"), Some("https://h/team"));
+        assert_eq!(nearest("https://h/teammate/app"), Some("https://h"));
+        assert_eq!(nearest("https://h.example/app"), None);
+        assert_eq!(normalized_origin("https://H:443/team//").unwrap(), "https://h/team");
+        assert!(normalized_origin("team").is_err());
     }
 
     #[test]

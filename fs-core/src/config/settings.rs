@@ -137,6 +137,8 @@ pub enum CredentialSource {
     },
     /// HTTP Bearer token.
     Bearer(SecretSource),
+    /// The user's Kerberos tickets.
+    Kerberos,
 }
 
 /// A secret, or where it lies. `Debug` does not show the secret.
@@ -162,6 +164,7 @@ impl fmt::Debug for CredentialSource {
         match self {
             CredentialSource::Basic { password, .. } => write!(f, "Basic({password:?})"),
             CredentialSource::Bearer(token) => write!(f, "Bearer({token:?})"),
+            CredentialSource::Kerberos => f.write_str("Kerberos"),
         }
     }
 }
@@ -169,8 +172,12 @@ impl fmt::Debug for CredentialSource {
 impl CredentialSource {
     /// Whether the secret itself stands in the settings file, which then nobody else may read.
     pub fn is_inline(&self) -> bool {
-        let (CredentialSource::Basic { password: secret, .. } | CredentialSource::Bearer(secret)) = self;
-        matches!(secret, SecretSource::Inline(_))
+        match self {
+            CredentialSource::Basic { password: secret, .. } | CredentialSource::Bearer(secret) => {
+                matches!(secret, SecretSource::Inline(_))
+            }
+            CredentialSource::Kerberos => false,
+        }
     }
 }
 
@@ -182,28 +189,33 @@ struct CredentialFields {
     password_file: Option<PathBuf>,
     token: Option<String>,
     token_file: Option<PathBuf>,
+    #[serde(default)]
+    kerberos: bool,
 }
 
 impl TryFrom<CredentialFields> for CredentialSource {
     type Error = &'static str;
 
     fn try_from(fields: CredentialFields) -> Result<Self, Self::Error> {
-        let CredentialFields { user, password, password_file, token, token_file } = fields;
+        let CredentialFields { user, password, password_file, token, token_file, kerberos } = fields;
         let one = |inline: Option<String>, file: Option<PathBuf>| match (inline, file) {
             (Some(text), None) => Some(SecretSource::Inline(text)),
             (None, Some(path)) => Some(SecretSource::File(path)),
             _ => None,
         };
         match (user, password.is_some() || password_file.is_some(), token.is_some() || token_file.is_some()) {
-            (Some(user), true, false) => match one(password, password_file) {
+            (Some(user), true, false) if !kerberos => match one(password, password_file) {
                 Some(password) => Ok(CredentialSource::Basic { user, password }),
                 None => Err("give one of password and password_file, not both"),
             },
-            (None, false, true) => match one(token, token_file) {
+            (None, false, true) if !kerberos => match one(token, token_file) {
                 Some(token) => Ok(CredentialSource::Bearer(token)),
                 None => Err("give one of token and token_file, not both"),
             },
-            _ => Err("credentials are either user with password_file (or password), or token_file (or token)"),
+            (None, false, false) if kerberos => Ok(CredentialSource::Kerberos),
+            _ => Err(
+                "credentials are either user with password_file (or password), or token_file (or token), or kerberos = true",
+            ),
         }
     }
 }
@@ -217,15 +229,19 @@ impl Settings {
         if text.len() > SETTINGS_MAX_BYTES {
             return Err(Error::InvalidInput(format!("it is longer than {SETTINGS_MAX_BYTES} bytes")));
         }
-        let settings: Settings = toml::from_str(text).map_err(|e| {
-            let place = e.span().map_or_else(String::new, |span| line_of(text, span.start));
-            Error::InvalidInput(format!("{place}{}", without_value(e.message())))
-        })?;
+        let settings: Settings = toml::from_str(text).map_err(|e| Error::InvalidInput(explain_toml(text, &e)))?;
         for rule in &settings.origins {
             normalized_prefix(&rule.url)?;
         }
         Ok(settings)
     }
+}
+
+/// Why the TOML in `text` cannot be read: the line and what is wrong with it, but never a value, for that may be a
+/// secret.
+pub fn explain_toml(text: &str, error: &toml::de::Error) -> String {
+    let place = error.span().map_or_else(String::new, |span| line_of(text, span.start));
+    format!("{place}{}", without_value(error.message()))
 }
 
 /// `message` without the value that is of the wrong type: `invalid type: string "…", expected …` quotes it.
@@ -295,6 +311,9 @@ mod tests {
         [[origin]]
         url = "https://b.example"
         credentials = { token = "t0psecret" }
+        [[origin]]
+        url = "https://c.example"
+        credentials = { kerberos = true }
     "#;
 
     #[test]
@@ -319,6 +338,8 @@ mod tests {
         assert_eq!((it.server.listen.len(), it.server.tls_only), (2, Some(true)));
         assert_eq!((it.server.drain, it.server.connections), (Some(Duration::from_secs(10)), Some(100)));
         assert_eq!(it.origins.len(), 2);
+        assert_eq!(it.origins.len(), 3);
+        assert_eq!(it.origins[2].credentials, Some(CredentialSource::Kerberos));
         assert!(!it.origins[0].credentials.as_ref().unwrap().is_inline());
         assert!(it.origins[1].credentials.as_ref().unwrap().is_inline());
     }
@@ -341,6 +362,11 @@ mod tests {
             ("[[origin]]\nurl = \"https://h\"\ncredentials = { user = \"u\" }", "credentials are either"),
             ("[[origin]]\nurl = \"https://h\"\ncredentials = { token = \"a\", token_file = \"b\" }", "not both"),
             ("[[origin]]\nca_file = \"/x\"", "url"),
+            (
+                "[[origin]]\nurl = \"https://h\"\ncredentials = { user = \"u\", kerberos = true }",
+                "credentials are either",
+            ),
+            ("[[origin]]\nurl = \"https://h\"\ncredentials = { kerberos = false }", "credentials are either"),
             ("x", "line 1"),
         ] {
             let message = Settings::parse(text).unwrap_err().to_string();

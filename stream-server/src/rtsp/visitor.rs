@@ -60,8 +60,8 @@ impl Visitor {
             self.header = Some(header.to_owned());
         }
         let presented = match &self.header {
-            // Presented once more it would be refused as a replay.
-            Some(header) if authorization.is_none() && is_good_once(header) => {
+            // Presented once more it would be refused as a replay; whoever repeats it on the connection is who came with it.
+            Some(header) if same && is_good_once(header) => {
                 return match &self.known {
                     Some((identity, _)) => Ok(identity.clone()),
                     None => Err(Refused::challenged(gate.challenges(self.encrypted))),

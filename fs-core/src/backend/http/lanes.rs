@@ -148,6 +148,7 @@ impl Lanes {
         }
         let (express, config) = (self.express.clone(), self.config.clone());
         let patience = config.retry.connect_timeout + config.retry.stall_timeout;
+        let credentials = config.credentials.clone();
         tokio::spawn(async move {
             let client = match known {
                 Some(client) => client,
@@ -159,7 +160,7 @@ impl Lanes {
                 },
             };
             let byte = async {
-                let answer = open(&client).send().await.ok()?;
+                let answer = super::authorized(open(&client), &credentials).await.ok()?.send().await.ok()?;
                 let good = answer.status() == StatusCode::PARTIAL_CONTENT;
                 // Only a connection of which the answer was read to its end can be used again.
                 (good && answer.bytes().await.is_ok()).then_some(())

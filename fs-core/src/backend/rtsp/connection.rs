@@ -138,6 +138,8 @@ struct Session {
 /// What both tasks and everybody who asks share.
 struct Inner {
     context: Arc<Context>,
+    /// What all requests present, if anything.
+    authorization: Option<String>,
     orders: mpsc::UnboundedSender<Order>,
     flights: Mutex<Flights>,
     next_id: AtomicU32,
@@ -174,7 +176,8 @@ impl Connection {
     /// Connects, and sends what makes a session. Whether the server grants it shows in the first answer.
     pub(super) async fn open(context: &Arc<Context>) -> Result<Arc<Self>, Ended> {
         let patience = context.connect_timeout;
-        let duplex = match tokio::time::timeout(patience, context.dialer.connect()).await {
+        let connecting = async { tokio::try_join!(context.dialer.connect(), context.dialer.authorization()) };
+        let (duplex, authorization) = match tokio::time::timeout(patience, connecting).await {
             Ok(connected) => connected.map_err(Ended::broken)?,
             Err(_) => return Err(Ended::broken(format!("connecting took longer than {} ms", patience.as_millis()))),
         };
@@ -182,6 +185,7 @@ impl Connection {
         let (orders, queue) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             context: context.clone(),
+            authorization,
             orders,
             flights: Mutex::new(Flights { open: true, by_id: HashMap::new() }),
             next_id: AtomicU32::new(1),

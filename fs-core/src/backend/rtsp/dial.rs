@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
+use super::super::negotiate;
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
 use crate::location::{RTSP_PORT, RTSPS_PORT};
@@ -28,8 +29,7 @@ pub(super) struct Dialer {
     host: String,
     port: u16,
     tls: Option<(TlsConnector, ServerName<'static>)>,
-    /// Value of `Authorization`.
-    authorization: Option<String>,
+    credentials: Credentials,
 }
 
 impl fmt::Debug for Dialer {
@@ -53,15 +53,7 @@ impl Dialer {
                 Some((TlsConnector::from(Arc::new(tls_config(config)?)), name))
             }
         };
-        let authorization = match &config.credentials {
-            Credentials::None => None,
-            Credentials::Basic { user, password } => {
-                let text = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
-                Some(format!("Basic {text}"))
-            }
-            Credentials::Bearer(token) => Some(format!("Bearer {token}")),
-        };
-        Ok(Self { host, port, tls, authorization })
+        Ok(Self { host, port, tls, credentials: config.credentials.clone() })
     }
 
     /// Connects. The caller bounds how long that may take.
@@ -79,9 +71,17 @@ impl Dialer {
         }
     }
 
-    /// Value of the `Authorization` header.
-    pub(super) fn authorization(&self) -> Option<&str> {
-        self.authorization.as_deref()
+    /// Value of the `Authorization` header of all requests on one connection.
+    pub(super) async fn authorization(&self) -> Result<Option<String>, String> {
+        Ok(match &self.credentials {
+            Credentials::None => None,
+            Credentials::Basic { user, password } => {
+                let text = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+                Some(format!("Basic {text}"))
+            }
+            Credentials::Bearer(token) => Some(format!("Bearer {token}")),
+            Credentials::Kerberos => Some(negotiate::authorization(&self.host).await?),
+        })
     }
 }
 
@@ -143,13 +143,14 @@ mod tests {
         }
     }
 
-    #[test]
-    fn credentials_are_written_as_http_has_them_and_not_shown() {
+    #[tokio::test]
+    async fn credentials_are_written_as_http_has_them_and_not_shown() {
         let basic = Credentials::Basic { user: "Aladdin".into(), password: "open sesame".into() };
         let config = OriginConfig { credentials: basic, ..OriginConfig::default() };
         let dialer = dialer("rtsp://localhost/", &config).unwrap();
         // The example of RFC 2617.
-        assert_eq!(dialer.authorization(), Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="));
+        let written = dialer.authorization().await.unwrap();
+        assert_eq!(written.as_deref(), Some("Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="));
         assert!(!format!("{dialer:?}").contains("QWxh"));
     }
 }

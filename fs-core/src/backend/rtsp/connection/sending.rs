@@ -122,7 +122,7 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
         self.cseq = self.cseq.wrapping_add(1);
         self.inner.expected.lock().insert(self.cseq, expected);
         Outgoing::request(method, url, Version::V2_0, self.cseq)
-            .header_if("Authorization", self.inner.context.dialer.authorization())
+            .header_if("Authorization", self.inner.authorization.as_deref())
     }
 
     fn setup(&mut self) -> Bytes {
