@@ -27,6 +27,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::config::OriginConfig;
@@ -199,6 +200,22 @@ impl fmt::Debug for Hold {
     }
 }
 
+/// How long a launch took: from its first read to the last thing it asked for before it asked for nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchReport {
+    /// What was launched.
+    pub version: PackageVersion,
+    /// Name of its launch set, if it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// Milliseconds.
+    pub ms: u64,
+}
+
+/// Longest [`LaunchReport`] as JSON, in bytes.
+pub const LAUNCH_REPORT_MAX_BYTES: usize = 1024;
+
 /// A way to read the stored objects of one package.
 #[async_trait]
 pub trait Backend: Send + Sync + fmt::Debug + 'static {
@@ -266,6 +283,14 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// told when there is a connection.
     fn hold(&self, _version: &PackageVersion) -> Hold {
         Hold::default()
+    }
+
+    /// Tells an origin that wants to know how long a launch took, if that is allowed.
+    ///
+    /// # Errors
+    /// As `read_range`. What could not be told is lost.
+    async fn report_launch(&self, _report: &LaunchReport) -> Result<()> {
+        Ok(())
     }
 
     /// Changes whenever the origin tells, unasked, that the package has changed; `None` if it never does. What it tells

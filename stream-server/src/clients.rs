@@ -1,6 +1,6 @@
-//! Who is connected now, with what they read and how fast: for the status page.
+//! Who is connected now, with what they read and how fast, and the launches that were told last: for the status page.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use fs_core::backend::LaunchReport;
 use fs_core::location::PackageVersion;
 
 use crate::content::PackagePath;
@@ -15,6 +16,8 @@ use crate::metrics::Protocol;
 
 /// A rate falls to a third within so many seconds of silence: short enough to follow, long enough to be read.
 const RATE_SECONDS: f64 = 5.0;
+/// Launches that are remembered.
+const LAUNCHES_MAX: usize = 50;
 /// Packages that are remembered of one connection.
 const PACKAGES_MAX: usize = 16;
 
@@ -26,6 +29,17 @@ pub(crate) struct Clients(Arc<Inner>);
 struct Inner {
     next: AtomicU64,
     all: Mutex<BTreeMap<u64, Arc<Client>>>,
+    launches: Mutex<VecDeque<Launch>>,
+}
+
+/// A launch, as a client told it.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub(crate) package: PackagePath,
+    pub(crate) report: LaunchReport,
+    pub(crate) user: Option<String>,
+    pub(crate) peer: IpAddr,
+    pub(crate) when: Instant,
 }
 
 /// A connection that is served.
@@ -79,7 +93,13 @@ impl Clients {
     pub(crate) fn enter(&self, peer: IpAddr, protocol: Protocol) -> Presence {
         let now = Instant::now();
         let seen = Seen { user: None, reads: BTreeMap::new(), rate: Rate { per_second: 0.0, at: now } };
-        let client = Client { peer: peer.to_canonical(), protocol, since: now, sent_bytes: AtomicU64::new(0), seen: Mutex::new(seen) };
+        let client = Client {
+            peer: peer.to_canonical(),
+            protocol,
+            since: now,
+            sent_bytes: AtomicU64::new(0),
+            seen: Mutex::new(seen),
+        };
         let (client, number) = (Arc::new(client), self.0.next.fetch_add(1, Ordering::Relaxed));
         self.0.all.lock().insert(number, client.clone());
         Presence { clients: self.clone(), number, client }
@@ -92,6 +112,22 @@ impl Clients {
         let count = all.len();
         drop(all);
         (count, clients.iter().map(|client| client.shown()).collect())
+    }
+}
+
+impl Clients {
+    /// A client told of a launch.
+    pub(crate) fn launched(&self, launch: Launch) {
+        let mut launches = self.0.launches.lock();
+        if launches.len() == LAUNCHES_MAX {
+            launches.pop_back();
+        }
+        launches.push_front(launch);
+    }
+
+    /// The launches that were told last, the newest first.
+    pub(crate) fn launches(&self) -> Vec<Launch> {
+        self.0.launches.lock().iter().cloned().collect()
     }
 }
 
@@ -174,7 +210,10 @@ mod tests {
     #[test]
     fn who_left_is_not_listed() {
         let clients = Clients::default();
-        let (one, two) = (clients.enter([192, 0, 2, 1].into(), Protocol::Http), clients.enter([192, 0, 2, 2].into(), Protocol::Rtsp));
+        let (one, two) = (
+            clients.enter([192, 0, 2, 1].into(), Protocol::Http),
+            clients.enter([192, 0, 2, 2].into(), Protocol::Rtsp),
+        );
         one.client().reads(Some("ann"), &"app".parse().unwrap(), None);
         one.client().reads(Some("ann"), &"app".parse().unwrap(), Some(&"1".parse().unwrap()));
         one.client().reads(Some("ann"), &"app".parse().unwrap(), None);

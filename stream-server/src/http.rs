@@ -3,6 +3,7 @@
 //! ```text
 //! GET /PACKAGE/OBJECT        a stored object: whole, by range, conditionally          object.rs
 //! GET /PACKAGE/events        what changes, as server-sent events                      events.rs
+//! POST /PACKAGE/launches     how long a launch took, told by clients that agree
 //! GET /PACKAGE/launch        all that a first launch needs, in one answer             launch.rs
 //! GET /healthz               whether it serves
 //! GET /metrics               counters for Prometheus
@@ -34,9 +35,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use axum::http::request::Parts;
-use fs_core::backend::ObjectPath;
 use fs_core::backend::http::LAUNCH_HEADER;
 use fs_core::backend::http::events::{OFFERS_EVENTS, OFFERS_HEADER};
+use fs_core::backend::{LAUNCH_REPORT_MAX_BYTES, LaunchReport, ObjectPath};
 use fs_core::trust::HEAD_OBJECT;
 use fs_core::trust::head::HEAD_TAIL_BYTES_MAX;
 use fs_core::{Error, ErrorKind};
@@ -48,6 +49,8 @@ pub(crate) use connection::{HttpTimes, Version, serve};
 
 /// For everything that may change: ask again each time (a conditional request is cheap).
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("no-cache");
+/// A report of some hundred bytes comes with its request, or soon after.
+const REPORT_WITHIN: Duration = Duration::from_secs(10);
 /// When to come back after an origin behind this server was away.
 const COME_BACK: Duration = Duration::from_secs(1);
 
@@ -86,7 +89,8 @@ async fn metrics(
 
 /// Refuses what is not served at all, and says of every answer how it may be used.
 async fn guard(request: Request, next: Next) -> Response {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let is_report = *request.method() == Method::POST && request.uri().path().ends_with("/launches");
+    if !is_report && !matches!(*request.method(), Method::GET | Method::HEAD) {
         return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")]).into_response();
     }
     let mut response = next.run(request).await;
@@ -103,6 +107,8 @@ enum Target {
     Object(PackagePath, ObjectPath),
     Events(PackagePath),
     Launch(PackagePath),
+    /// Where clients tell how long launches took.
+    Reports(PackagePath),
 }
 
 impl Target {
@@ -114,6 +120,7 @@ impl Target {
         let (package, last) = path.rsplit_once('/')?;
         match last {
             "events" => Some(Target::Events(package.parse().ok()?)),
+            "launches" => Some(Target::Reports(package.parse().ok()?)),
             "launch" => Some(Target::Launch(package.parse().ok()?)),
             _ => None,
         }
@@ -121,7 +128,10 @@ impl Target {
 
     fn package(&self) -> &PackagePath {
         match self {
-            Target::Object(package, _) | Target::Events(package) | Target::Launch(package) => package,
+            Target::Object(package, _)
+            | Target::Events(package)
+            | Target::Launch(package)
+            | Target::Reports(package) => package,
         }
     }
 }
@@ -131,7 +141,7 @@ async fn package(
     Extension(connection): Extension<Arc<Connection>>,
     request: Request,
 ) -> Response {
-    let (parts, _) = request.into_parts();
+    let (parts, body) = request.into_parts();
     let Some(target) = Target::of(parts.uri.path()) else { return not_found() };
     let reader = match asking::reader(&shared, &connection, &parts.headers, target.package()).await {
         Ok(reader) => reader,
@@ -144,10 +154,11 @@ async fn package(
         package: target.package().clone(),
         object: match &target {
             Target::Object(_, object) => Some(object.clone()),
-            Target::Events(_) | Target::Launch(_) => None,
+            Target::Events(_) | Target::Launch(_) | Target::Reports(_) => None,
         },
     };
     let mut response = match target {
+        Target::Reports(package) => report(&shared, &connection, &reader, &package, &parts, body).await,
         Target::Object(package, object) if object.as_str() == HEAD_OBJECT => {
             head(&shared, &connection, &reader, &package, &object, &parts).await
         }
@@ -155,13 +166,41 @@ async fn package(
             object::answer(&shared, &connection, &reader, &package, &object, &parts).await
         }
         Target::Events(package) => events::answer(&shared, connection, package, &reader, &parts).await,
-        Target::Launch(package) => launch::answer(&shared, &connection, &package, &parts, parts.uri.query(), u64::MAX).await,
+        Target::Launch(package) => {
+            launch::answer(&shared, &connection, &package, &parts, parts.uri.query(), u64::MAX).await
+        }
     };
     if let Some(reply) = reader.reply {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, reply);
     }
     response.extensions_mut().insert(told);
     response
+}
+
+/// Takes what a client tells of a launch.
+async fn report(
+    shared: &Shared,
+    connection: &Connection,
+    reader: &asking::Reader,
+    package: &PackagePath,
+    request: &Parts,
+    body: Body,
+) -> Response {
+    if request.method != Method::POST {
+        return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response();
+    }
+    let body = tokio::time::timeout(REPORT_WITHIN, axum::body::to_bytes(body, LAUNCH_REPORT_MAX_BYTES)).await;
+    let report = match body {
+        Ok(Ok(bytes)) => serde_json::from_slice::<LaunchReport>(&bytes).ok(),
+        Ok(Err(_)) | Err(_) => None,
+    };
+    match report {
+        Some(report) => {
+            shared.launched(connection, reader.user.as_deref(), package, report);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        None => (StatusCode::BAD_REQUEST, "this is no report of a launch\n").into_response(),
+    }
 }
 
 /// `head`, with all of the launch set behind it that the client says it is about to start; and that there is more to be had

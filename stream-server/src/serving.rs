@@ -1,14 +1,16 @@
 //! What every connection needs to serve, and what is known of one, whatever it speaks.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::Duration;
 
+use fs_core::backend::LaunchReport;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::access::{Gate, Presented};
-use crate::access_log::AccessLog;
-use crate::clients::{Clients, Presence};
-use crate::content::Content;
+use crate::access_log::{AccessLog, Entry, Event};
+use crate::clients::{Clients, Launch, Presence};
+use crate::content::{Content, PackagePath};
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::notices::Notices;
@@ -33,6 +35,30 @@ impl Connection {
     pub(crate) async fn is_ending(&self) {
         // An error means that the server is gone altogether.
         let _ = self.ending.clone().wait_for(|ending| *ending).await;
+    }
+}
+
+impl Shared {
+    /// A client told how long a launch took.
+    pub(crate) fn launched(
+        &self,
+        connection: &Connection,
+        user: Option<&str>,
+        package: &PackagePath,
+        report: LaunchReport,
+    ) {
+        self.metrics.launched(Duration::from_millis(report.ms));
+        let peer = connection.peer.ip();
+        self.log.record(Entry {
+            user,
+            package: Some(package.as_str()),
+            version: Some(report.version.as_str()),
+            object: report.app.as_deref(),
+            ms: Some(report.ms as f64),
+            ..Entry::new(Event::Launch, peer, connection.encrypted)
+        });
+        let (package, user) = (package.clone(), user.map(str::to_owned));
+        self.clients.launched(Launch { package, report, user, peer: peer.to_canonical(), when: Instant::now() });
     }
 }
 

@@ -293,7 +293,10 @@ mod tests {
     fn access_and_limits_are_taken_from_flags_or_the_file() {
         let file = "[server]\naccess = \"/a\"\naccess_log = \"-\"\nclient_rate = \"2M\"\ntotal_rate = \"1G\"";
         let it = settings("/c", file).unwrap();
-        assert_eq!((it.access.as_deref(), it.access_log), (Some(std::path::Path::new("/a")), LogTarget::StandardOutput));
+        assert_eq!(
+            (it.access.as_deref(), it.access_log),
+            (Some(std::path::Path::new("/a")), LogTarget::StandardOutput)
+        );
         let (client, total) = (Some(2 << 20), Some(1 << 30));
         assert_eq!(it.limits, LimitSettings { client_bytes_per_second: client, total_bytes_per_second: total });
         let it = settings("/c --access /b --access-log /log --client-rate 5K/s", file).unwrap();

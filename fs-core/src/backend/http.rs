@@ -23,7 +23,10 @@ use url::Url;
 
 use self::events::Listening;
 use self::lanes::Lanes;
-use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator, negotiate};
+use super::{
+    Backend, Beginning, ByteStream, Enough, Hold, LaunchReport, ObjectPath, ObjectState, ReadOptions, Validator,
+    negotiate,
+};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
 use crate::location::{PackageName, PackageVersion};
@@ -328,6 +331,21 @@ impl Backend for HttpBackend {
 
     fn hold(&self, version: &PackageVersion) -> Hold {
         Hold::until_dropped(self.listening.hold(version))
+    }
+
+    async fn report_launch(&self, report: &LaunchReport) -> Result<()> {
+        if !self.config.report_launches {
+            return Ok(());
+        }
+        let mut url = self.folder.clone();
+        url.set_path(&format!("{}launches", self.folder.path()));
+        let about = ObjectPath::new("launches")?;
+        let text = serde_json::to_vec(report).expect("plain fields have a form in JSON");
+        let request = request(self.lanes.ordinary(), Method::POST, url, &self.config.credentials)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(text);
+        let response = self.send(&about, request).await?;
+        self.answer(&about).refusal(&response)
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {

@@ -39,9 +39,9 @@ use fs_core::location::{Channel, PackageVersion};
 use super::asking::Reader;
 use super::failed;
 use crate::content::{Known, PackagePath};
-use crate::rtsp::Use;
 use crate::metrics::{Counted as Watching, Gauge};
 use crate::notices::NewVersion;
+use crate::rtsp::Use;
 use crate::{Connection, Shared};
 
 /// A connection on which nothing is heard is closed by many a proxy after 30 s or a minute.

@@ -200,7 +200,8 @@ mod tests {
     fn queries_are_understood() {
         let wanted = |query: &str| Wanted::of(Some(query));
         assert_eq!(Wanted::of(None), Some(Wanted::default()));
-        let beta = Wanted { channel: Some("beta+1".to_owned()), app: Some("calc".to_owned()), version: None, select: None };
+        let beta =
+            Wanted { channel: Some("beta+1".to_owned()), app: Some("calc".to_owned()), version: None, select: None };
         assert_eq!(wanted("channel=beta%2B1&app=calc&else=x"), Some(beta));
         for contradiction in ["channel=a&version=1", "select=a&version=1", "channel=a&channel=b", "app=a&app=a"] {
             assert_eq!(wanted(contradiction), None, "{contradiction}");

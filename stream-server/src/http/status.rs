@@ -151,6 +151,7 @@ async fn part(shared: &Shared, identity: &Identity) -> String {
     }
     html.push_str(&in_use(shared, identity).await);
     html.push_str(&clients(shared));
+    html.push_str(&launches(shared));
     html.push_str("<h2>Counters</h2>\n<table id=\"counters\"><tbody>\n");
     for line in shared.metrics.text().lines().filter(|line| !line.starts_with('#')) {
         if let Some((name, value)) = line.rsplit_once(' ') {
@@ -210,6 +211,30 @@ fn clients(shared: &Shared) -> String {
     let more = if more > 0 { format!("<p>and {more} more</p>\n") } else { String::new() };
     format!(
         "<h2>Connections</h2>\n<table id=\"clients\"><thead><tr><th>from</th><th>user</th><th>by</th><th>reads</th><th>for</th><th>sent</th><th>now</th></tr></thead>\n<tbody>\n{rows}</tbody></table>\n{more}"
+    )
+}
+
+/// What clients told of launches.
+fn launches(shared: &Shared) -> String {
+    let mut rows = String::new();
+    for launch in shared.clients.launches() {
+        let report = &launch.report;
+        let cells = [
+            escaped(launch.package.as_str()),
+            escaped(report.version.as_str()),
+            escaped(report.app.as_deref().unwrap_or("")),
+            launch.peer.to_string(),
+            escaped(launch.user.as_deref().unwrap_or("")),
+            format!("{} ago", age(launch.when.elapsed().as_secs())),
+        ];
+        let seconds = report.ms as f64 / 1000.0;
+        let _ = writeln!(rows, "<tr><td>{}</td><td class=\"number\">{seconds:.2} s</td></tr>", cells.join("</td><td>"));
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    format!(
+        "<h2>Launches</h2>\n<table id=\"launches\"><thead><tr><th>package</th><th>version</th><th>application</th><th>from</th><th>user</th><th>when</th><th>took</th></tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
     )
 }
 
@@ -296,7 +321,14 @@ mod tests {
 
     #[test]
     fn sizes_are_readable() {
-        let cases = [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_600, "1 MB"), (12_345_678, "12 MB"), (u64::MAX, "18446744 TB")];
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1 kB"),
+            (999_600, "1 MB"),
+            (12_345_678, "12 MB"),
+            (u64::MAX, "18446744 TB"),
+        ];
         for (bytes, text) in cases {
             assert_eq!(size(bytes), text);
         }

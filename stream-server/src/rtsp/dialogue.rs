@@ -254,7 +254,9 @@ impl Dialogue {
                 continue;
             }
             told.push(match about.rtsp {
-                Version::V2_0 => self.request("PLAY_NOTIFY", session).header("Notify-Reason", NEW_VERSION_REASON).empty(),
+                Version::V2_0 => {
+                    self.request("PLAY_NOTIFY", session).header("Notify-Reason", NEW_VERSION_REASON).empty()
+                }
                 Version::V1_0 => {
                     let Ok(freshness) = describing::freshness(&self.shared.content, &about.package).await else {
                         continue;

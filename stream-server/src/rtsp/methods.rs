@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use rtsp_types::{Request, Url, Version};
+use rtsp_types::{Method, Request, Url, Version};
 
 use fs_core::backend::rtsp::asked::{self, ASKED_TYPE, BadLine};
 use fs_core::backend::rtsp::target::Target;
 use fs_core::backend::rtsp::transport::interleaved;
 use fs_core::backend::rtsp::wire::{Outgoing, cseq, header, list};
-use fs_core::backend::rtsp::{NOTICES_FEATURE, READ_FEATURE};
+use fs_core::backend::rtsp::{LAUNCH_PARAMETER, NOTICES_FEATURE, READ_FEATURE};
+use fs_core::backend::{LAUNCH_REPORT_MAX_BYTES, LaunchReport};
 
 use super::describing::{self, Form, Freshness};
 use super::dialogue::{Dialogue, SESSION_TIMEOUT_TOLD};
@@ -89,6 +90,15 @@ fn not_begun(why: NotBegun) -> Refused {
         NotBegun::Full => Refused::of(453),
         NotBegun::Taken => Refused::of(451).with("Streamfs-Error", "an id is in use"),
     }
+}
+
+/// What SET_PARAMETER tells of a launch.
+fn launch_report(request: &Request<Vec<u8>>) -> Option<LaunchReport> {
+    if *request.method() != Method::SetParameter || request.body().len() > LAUNCH_REPORT_MAX_BYTES {
+        return None;
+    }
+    let (name, value) = std::str::from_utf8(request.body()).ok()?.split_once(':')?;
+    if name == LAUNCH_PARAMETER { serde_json::from_str(value.trim()).ok() } else { None }
 }
 
 /// Bodies are lines of ours, unless they are said to be something else.
@@ -193,8 +203,10 @@ impl Dialogue {
             session
         };
         let (channel, ssrc) = (session.rtp.channel, session.rtp.ssrc);
-        let transport =
-            format!("RTP/AVP/TCP;unicast;interleaved={channel}-{};ssrc={ssrc:08X};mode=\"PLAY\"", channel.wrapping_add(1));
+        let transport = format!(
+            "RTP/AVP/TCP;unicast;interleaved={channel}-{};ssrc={ssrc:08X};mode=\"PLAY\"",
+            channel.wrapping_add(1)
+        );
         let reply = ok(request)
             .header("Session", format!("{};timeout={SESSION_TIMEOUT_TOLD}", session.id))
             .header("Transport", transport)
@@ -256,14 +268,22 @@ impl Dialogue {
         Ok(reply.header_if("Range", range).empty().into())
     }
 
-    /// Empty, it keeps a session alive (RFC 2326 §10.8, RFC 7826 §13.8). There are no parameters.
+    /// Empty, it keeps a session alive (RFC 2326 §10.8, RFC 7826 §13.8). The only parameter is one that clients set, to tell how
+    /// long a launch took.
     pub(super) fn parameters(&mut self, request: &Request<Vec<u8>>) -> Result<Done, Refused> {
         let names_session = header(request, "Session").is_some() || pipeline_of(request).is_some();
         let reply = match names_session {
             true => ok_in(request, self.sessions.of(request)?),
             false => ok(request),
         };
-        if request.body().iter().all(u8::is_ascii_whitespace) { Ok(reply.empty().into()) } else { Err(Refused::of(451)) }
+        if request.body().iter().all(u8::is_ascii_whitespace) {
+            return Ok(reply.empty().into());
+        }
+        let report = launch_report(request).ok_or_else(|| Refused::of(451))?;
+        // Only who was let in has a session.
+        let package = self.sessions.of(request)?.about.package.clone();
+        self.shared.launched(&self.connection, self.visitor.user(), &package, report);
+        Ok(reply.empty().into())
     }
 
     pub(super) fn teardown(&mut self, request: &Request<Vec<u8>>) -> Result<Done, Refused> {

@@ -163,7 +163,8 @@ impl Sending {
             }
         }
         if let Stage::Open(opened) = &mut self.stage {
-            let at_pace = self.pace.map_or(u64::MAX, |(bits, _)| (bits / 8 / PACE_BATCHES_A_SECOND).max(PACE_BATCH_MIN_BYTES));
+            let at_pace =
+                self.pace.map_or(u64::MAX, |(bits, _)| (bits / 8 / PACE_BATCHES_A_SECOND).max(PACE_BATCH_MIN_BYTES));
             let room = flow.room().min(bytes as u64).min(at_pace);
             match opened.next(room, alone).await {
                 Ok(piece) => {

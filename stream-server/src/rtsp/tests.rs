@@ -6,13 +6,13 @@ mod reading;
 mod talk;
 
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::Uses;
 use crate::access::Gate;
-use crate::content::Content;
 use crate::access_log::AccessLog;
 use crate::clients::Clients;
+use crate::content::Content;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::notices::Notices;

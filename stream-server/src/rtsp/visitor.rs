@@ -45,7 +45,11 @@ impl Visitor {
         }
         let challenges = gate.challenges(self.encrypted);
         // Denied looks like absent, except that who has shown nothing may show something.
-        if identity.is_anonymous() && !challenges.is_empty() { Err(Refused::challenged(challenges)) } else { Err(Refused::of(404)) }
+        if identity.is_anonymous() && !challenges.is_empty() {
+            Err(Refused::challenged(challenges))
+        } else {
+            Err(Refused::of(404))
+        }
     }
 
     /// Who it is, if somebody said.

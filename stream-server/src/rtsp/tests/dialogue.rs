@@ -69,7 +69,8 @@ async fn rtsp_2_has_what_it_demands() {
     let tag = header(&described, "MTag").unwrap().to_owned();
     // Three requests in one go, of which only the first names the session it makes.
     let transport = ("Transport", "RTP/AVP/TCP;unicast;interleaved=0-1");
-    talk.send(&format!("SETUP {URL} RTSP/2.0"), &[transport, ("Pipelined-Requests", "7"), ("If-Match", &tag)], "").await;
+    talk.send(&format!("SETUP {URL} RTSP/2.0"), &[transport, ("Pipelined-Requests", "7"), ("If-Match", &tag)], "")
+        .await;
     let play = talk.send(&format!("PLAY {URL} RTSP/2.0"), &[("Pipelined-Requests", "7")], "").await;
     let setup = talk.response().await;
     assert_eq!(header(&setup, "Accept-Ranges"), Some("npt"));
