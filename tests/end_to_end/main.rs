@@ -16,6 +16,7 @@ mod real_trees;
 mod run;
 mod scale;
 mod serving;
+mod streaming;
 mod tampering;
 mod trace;
 mod trust_state;
