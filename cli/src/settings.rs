@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use fs_core::config::{
-    CredentialSource, Credentials, OriginConfig, OriginTable, RetryPolicy, SETTINGS_MAX_BYTES, SecretSource,
-    ServeSettings, Settings,
+    ClientCertificate, CredentialSource, Credentials, OriginConfig, OriginRule, OriginTable, RetryPolicy,
+    SETTINGS_MAX_BYTES, SecretSource, ServeSettings, Settings,
 };
 use fs_core::location::PackageLocation;
 use fs_core::mount::prefetch::{DEFAULT_BUDGET_BYTES, PrefetchPolicy};
@@ -110,8 +110,10 @@ impl InForce {
             let ca_files = rule.ca_file.iter().cloned().collect();
             let allow_plaintext_credentials = rule.allow_plaintext_credentials;
             let report_launches = rule.report_launches;
+            let client_certificate = client_certificate(rule)?;
             let config = OriginConfig {
                 ca_files,
+                client_certificate,
                 credentials,
                 allow_plaintext_credentials,
                 report_launches,
@@ -227,13 +229,17 @@ fn read_settings(path: &Path) -> anyhow::Result<Settings> {
     settings.agent.cache_dir.as_mut().map(rebase);
     settings.publish.keys_dir.as_mut().map(rebase);
     let server = &mut settings.server;
-    for path in [&mut server.tls_cert, &mut server.tls_key, &mut server.client_ca] {
+    for path in [&mut server.tls_cert, &mut server.tls_key, &mut server.client_ca, &mut server.access] {
         path.as_mut().map(rebase);
     }
+    // A dash is standard output.
+    server.access_log.as_mut().filter(|path| path.as_os_str() != "-").map(rebase);
     // It may also be a location elsewhere.
     server.content.as_mut().filter(|content| !content.to_string_lossy().contains("://")).map(rebase);
     for rule in &mut settings.origins {
-        rule.ca_file.as_mut().map(rebase);
+        for path in [&mut rule.ca_file, &mut rule.client_cert, &mut rule.client_key] {
+            path.as_mut().map(rebase);
+        }
         if let Some(CredentialSource::Basic { password: secret, .. } | CredentialSource::Bearer(secret)) =
             &mut rule.credentials
             && let SecretSource::File(path) = secret
@@ -242,6 +248,19 @@ fn read_settings(path: &Path) -> anyhow::Result<Settings> {
         }
     }
     Ok(settings)
+}
+
+fn client_certificate(rule: &OriginRule) -> anyhow::Result<Option<ClientCertificate>> {
+    let (certificate, key) = match (&rule.client_cert, &rule.client_key) {
+        (None, None) => return Ok(None),
+        (Some(certificate), Some(key)) => (certificate.clone(), key.clone()),
+        _ => bail!("cannot use the origin {}: client_cert and client_key belong together", rule.url),
+    };
+    let metadata = std::fs::metadata(&key).with_context(|| format!("cannot use the key {}", key.display()))?;
+    if metadata.mode() & 0o077 != 0 {
+        bail!("cannot use the key {}: others may read it; run: chmod 600 {}", key.display(), key.display());
+    }
+    Ok(Some(ClientCertificate { certificate, key }))
 }
 
 fn read_credentials(source: &CredentialSource) -> anyhow::Result<Credentials> {

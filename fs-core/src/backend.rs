@@ -4,6 +4,7 @@
 //! about their meaning: verification belongs to the callers. Retry, recording and fault injection are wrappers
 //! around a backend, never flags in it.
 
+mod client_certificate;
 pub mod http;
 mod local;
 mod negotiate;

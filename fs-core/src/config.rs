@@ -54,12 +54,23 @@ pub struct OriginConfig {
     pub ca_files: Vec<PathBuf>,
     /// Credentials, if the origin wants any.
     pub credentials: Credentials,
+    /// Certificate to show to servers that ask for one.
+    pub client_certificate: Option<ClientCertificate>,
     /// Send credentials over plain `http://` to other machines, where anybody on the way can read them.
     pub allow_plaintext_credentials: bool,
     /// Tell a streaming server how long launches took.
     pub report_launches: bool,
     /// Retry and deadlines.
     pub retry: RetryPolicy,
+}
+
+/// A certificate that a client shows in TLS, by the files that hold it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Certificate chain (PEM), the client's own first.
+    pub certificate: PathBuf,
+    /// Its private key (PEM).
+    pub key: PathBuf,
 }
 
 /// Credentials for one origin. `Debug` shows only which kind it is.

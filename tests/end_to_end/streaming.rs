@@ -223,3 +223,54 @@ fn clients_that_agree_tell_how_long_launches_took() {
         "who did not agree told nothing"
     );
 }
+
+/// Lets openssl work in `folder`.
+fn openssl(folder: &Path, arguments: &str) {
+    let mut command = std::process::Command::new("openssl");
+    let done = command.current_dir(folder).args(arguments.split(' ')).stdin(Stdio::null()).output();
+    let done = done.expect("openssl is installed (cargo xtask setup)");
+    assert!(done.status.success(), "{arguments}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+#[test]
+fn a_certificate_says_who_somebody_is() {
+    let folder = Streamfs::new();
+    let files = folder.folder("files");
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
+    openssl(&files, &format!("req -x509 -days 30 -subj /CN=clients -keyout ca.key -out ca.pem {key}"));
+    for (authority, user) in [("ca", "ann"), ("ca", "bob")] {
+        openssl(&files, &format!("req -subj /CN={user} -keyout {user}.key -out {user}.csr {key}"));
+        let signed = format!("-CA {authority}.pem -CAkey {authority}.key -CAcreateserial -out {user}.pem");
+        openssl(&files, &format!("x509 -req -days 30 -in {user}.csr {signed}"));
+    }
+    // Of nobody whom the server knows.
+    openssl(&files, &format!("req -x509 -days 30 -subj /CN=ann -keyout eve.key -out eve.pem {key}"));
+    fs::write(
+        files.join("access.toml"),
+        "[certificates]\nuser_from = \"common_name\"\n[[package]]\nname = \"app\"\nread = { users = [\"ann\"] }\n",
+    )
+    .expect("a folder of the test");
+    let plain = |name: &str| files.join(name).to_str().expect("plain").to_owned();
+    let (world, source) =
+        World::with_sample(&["--access", &plain("access.toml"), "--client-ca", &plain("ca.pem"), "--tls-only"]);
+    for scheme in ["https", "rtsps"] {
+        let with_certificate = |name: &str| {
+            let user = world.user();
+            let config = user.home().join("config/streamfs");
+            fs::create_dir_all(&config).expect("the own home");
+            let (url, cert, key) =
+                (world.server.url(scheme), plain(&format!("{name}.pem")), plain(&format!("{name}.key")));
+            let text = format!("[[origin]]\nurl = \"{url}\"\nclient_cert = \"{cert}\"\nclient_key = \"{key}\"\n");
+            fs::write(config.join("config.toml"), text).expect("the own home");
+            user
+        };
+        let ann = with_certificate("ann");
+        let mount = ann.mount(&world.app(scheme), "mnt");
+        assert_same_tree(&source, mount.path());
+        mount.unmount();
+        let line = with_certificate("bob").fails(["versions", &world.app(scheme)]);
+        assert!(line.contains("was not found"), "{scheme}: {line}");
+        with_certificate("eve").fails(["versions", &world.app(scheme)]);
+        world.user().fails(["versions", &world.app(scheme)]);
+    }
+}

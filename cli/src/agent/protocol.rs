@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::commands::mount::OpenAnswer;
-use fs_core::config::{Credentials, OriginConfig, RetryPolicy};
+use fs_core::config::{ClientCertificate, Credentials, OriginConfig, RetryPolicy};
 use fs_core::mount::host::LoadWish;
 use fs_core::mount::launch::LaunchChoice;
 use fs_core::mount::prefetch::PrefetchPolicy;
@@ -206,6 +206,8 @@ pub(crate) enum Reply {
 pub(crate) struct OriginWire {
     ca_files: Vec<WirePath>,
     credentials: CredentialsWire,
+    /// Files of a certificate and its key.
+    client_certificate: Option<(WirePath, WirePath)>,
     allow_plaintext_credentials: bool,
     report_launches: bool,
     read_deadline_ms: u64,
@@ -248,6 +250,7 @@ impl From<OriginConfig> for OriginWire {
                 Credentials::Bearer(token) => CredentialsWire::Bearer { token },
                 Credentials::Kerberos => CredentialsWire::Kerberos {},
             },
+            client_certificate: config.client_certificate.map(|it| (WirePath(it.certificate), WirePath(it.key))),
             allow_plaintext_credentials: config.allow_plaintext_credentials,
             report_launches: config.report_launches,
             read_deadline_ms: millis(config.retry.read_deadline),
@@ -267,6 +270,9 @@ impl From<OriginWire> for OriginConfig {
                 CredentialsWire::Bearer { token } => Credentials::Bearer(token),
                 CredentialsWire::Kerberos {} => Credentials::Kerberos,
             },
+            client_certificate: wire
+                .client_certificate
+                .map(|(certificate, key)| ClientCertificate { certificate: certificate.0, key: key.0 }),
             allow_plaintext_credentials: wire.allow_plaintext_credentials,
             report_launches: wire.report_launches,
             retry: RetryPolicy {
@@ -364,6 +370,7 @@ mod tests {
         let config = OriginConfig {
             ca_files: vec!["/ca.pem".into()],
             credentials: Credentials::Basic { user: "u".into(), password: "p".into() },
+            client_certificate: Some(ClientCertificate { certificate: "/cert.pem".into(), key: "/key.pem".into() }),
             allow_plaintext_credentials: true,
             report_launches: true,
             retry: RetryPolicy {

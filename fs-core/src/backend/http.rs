@@ -25,7 +25,7 @@ use self::events::Listening;
 use self::lanes::Lanes;
 use super::{
     Backend, Beginning, ByteStream, Enough, Hold, LaunchReport, ObjectPath, ObjectState, ReadOptions, Validator,
-    negotiate,
+    client_certificate, negotiate,
 };
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
@@ -407,6 +407,11 @@ fn client(config: &OriginConfig) -> Result<Client> {
             return Err(bad("there is none in it".to_owned()));
         }
         builder = builder.tls_certs_merge(certs);
+    }
+    if let Some(files) = &config.client_certificate {
+        let (chain, key) = client_certificate::read(files)?;
+        let identity = reqwest::Identity::from_pem(&[chain, b"\n".to_vec(), key].concat());
+        builder = builder.identity(identity.map_err(|e| client_certificate::unusable(files, &e))?);
     }
     builder
         .build()

@@ -116,6 +116,12 @@ pub struct OriginRule {
     /// A further certificate authority (PEM), beside the system's.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
+    /// Certificate chain (PEM) to show to servers that ask for one.
+    #[serde(default)]
+    pub client_cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[serde(default)]
+    pub client_key: Option<PathBuf>,
     /// Credentials, if the origin wants any.
     #[serde(default)]
     pub credentials: Option<CredentialSource>,

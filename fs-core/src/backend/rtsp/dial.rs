@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use rustls::ClientConfig;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls_platform_verifier::Verifier;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
-use super::super::negotiate;
+use super::super::{client_certificate, negotiate};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
 use crate::location::{RTSP_PORT, RTSPS_PORT};
@@ -101,7 +102,13 @@ fn tls_config(config: &OriginConfig) -> Result<ClientConfig> {
     let verifier = verifier.map_err(failed)?;
     let builder =
         ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(failed)?;
-    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
+    let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    let Some(files) = &config.client_certificate else { return Ok(builder.with_no_client_auth()) };
+    let (chain, key) = client_certificate::read(files)?;
+    let unusable = |e: &dyn fmt::Display| client_certificate::unusable(files, e);
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&chain).collect();
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|e| unusable(&e))?;
+    builder.with_client_auth_cert(chain.map_err(|e| unusable(&e))?, key).map_err(|e| unusable(&e))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
