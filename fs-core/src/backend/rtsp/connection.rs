@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -151,6 +151,8 @@ struct Inner {
     next_id: AtomicU32,
     expected: Mutex<HashMap<u32, Expected>>,
     session: OnceLock<Session>,
+    /// That it is there.
+    session_told: Notify,
     /// Sessions of versions that are held, once the server has told them.
     held: Mutex<HashMap<String, Option<String>>>,
     phase: watch::Sender<Phase>,
@@ -197,6 +199,7 @@ impl Connection {
             next_id: AtomicU32::new(1),
             expected: Mutex::default(),
             session: OnceLock::new(),
+            session_told: Notify::new(),
             held: Mutex::default(),
             phase: watch::Sender::new(Phase::Usable),
             heard: Mutex::new(Instant::now()),

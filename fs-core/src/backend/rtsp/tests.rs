@@ -215,7 +215,8 @@ async fn a_long_range_comes_window_by_window() {
     }
     assert_eq!(came, long.len());
     let credits = server.requests().iter().filter(|r| r.starts_with("CREDIT")).count();
-    assert!((4..=9).contains(&credits), "{credits}");
+    // One for each quarter of the window, or one for several where the writing task had to wait.
+    assert!((1..=9).contains(&credits), "{credits}");
     // What fits into the window needs no credit.
     range(&b, "long", 0..WINDOW_BYTES).await.unwrap();
     let last = server.requests().pop().unwrap();

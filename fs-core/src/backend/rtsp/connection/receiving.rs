@@ -135,6 +135,7 @@ impl Inner {
         let timeout = timeout.unwrap_or(SESSION_TIMEOUT);
         // It is sent once, so there is no other answer to it.
         let _ = self.session.set(Session { id, channel, timeout });
+        self.session_told.notify_one();
         Ok(())
     }
 

@@ -29,7 +29,7 @@ pub(super) async fn send<W: AsyncWrite + Unpin>(
     mut queue: mpsc::UnboundedReceiver<Order>,
     inner: &Arc<Inner>,
 ) -> Ended {
-    let mut writer = Writer { write, inner, cseq: 0, spoke: Instant::now() };
+    let mut writer = Writer { write, inner, cseq: 0, spoke: Instant::now(), unanswered: None };
     match writer.run(&mut queue).await {
         Ok(()) => Ended::broken("the connection was closed"),
         Err(ended) => ended,
@@ -42,6 +42,8 @@ struct Writer<'a, W> {
     cseq: u32,
     /// When something was sent last.
     spoke: Instant,
+    /// When something was sent first of what nothing was heard after.
+    unanswered: Option<Instant>,
 }
 
 impl<W: AsyncWrite + Unpin> Writer<'_, W> {
@@ -55,6 +57,8 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
                     self.keep_alive().await?;
                     continue;
                 }
+                // Until then it was not known how often the server wants to hear of us.
+                () = self.inner.session_told.notified() => continue,
             };
             let Some(first) = first else { return Ok(()) };
             let mut orders = vec![first];
@@ -76,7 +80,9 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
         };
         match tokio::time::timeout(stall, all).await {
             Ok(Ok(())) => {
-                self.spoke = Instant::now();
+                let (now, heard) = (Instant::now(), *self.inner.heard.lock());
+                self.spoke = now;
+                self.unanswered = self.unanswered.filter(|since| *since >= heard).or(Some(now));
                 Ok(())
             }
             Ok(Err(e)) => Err(Ended::broken(format!("the connection broke: {e}"))),
@@ -93,10 +99,11 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
         self.spoke + self.keep_alive_interval()
     }
 
-    /// Says that we are there (RFC 2326 §10.8, RFC 7826 §10.5), unless the last time this was not answered.
+    /// Says that we are there (RFC 2326 §10.8, RFC 7826 §10.5), unless nothing was heard since that was last done.
     async fn keep_alive(&mut self) -> Result<(), Ended> {
-        let quiet = self.inner.heard.lock().elapsed();
-        if quiet > self.keep_alive_interval() + self.inner.context.stall_timeout {
+        let heard = *self.inner.heard.lock();
+        let quiet = self.unanswered.filter(|since| *since >= heard).map(|since| since.elapsed());
+        if let Some(quiet) = quiet.filter(|quiet| *quiet > self.inner.context.stall_timeout) {
             return Err(Ended::broken(format!("the server said nothing for {} s", quiet.as_secs())));
         }
         let message = self.message("GET_PARAMETER", &self.url(), Expected::Nothing).empty();

@@ -127,7 +127,8 @@ async fn serve(socket: TcpStream, inner: Arc<Mutex<Inner>>, asked: Arc<Notify>) 
         inner.connections += 1;
         inner.writers.push(writer.clone());
     }
-    let writer = writer.downgrade();
+    // Those that are kept in `inner` alone hold the connection open.
+    let writer = { writer }.downgrade();
     let writing = async move {
         while let Some(bytes) = written.recv().await {
             if write.write_all(&bytes).await.is_err() {
