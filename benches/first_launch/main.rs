@@ -259,8 +259,9 @@ fn one_run(bench: &mut Bench<'_>, report: &mut Report, columns: &[Column], run: 
                         row.samples.push(sample);
                     }
                     Err(error) => {
-                        println!("{place}: {error:#}");
-                        row.failure = Some(format!("{error:#}"));
+                        let why = bench.apps[app].without_folders(&format!("{error:#}"), &bench.point);
+                        println!("{place}: {why}");
+                        row.failure = Some(why);
                     }
                 }
             }
