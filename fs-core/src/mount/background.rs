@@ -141,7 +141,7 @@ impl Load {
             location,
             owner,
             path,
-            phase: Mutex::new((state, None)),
+            phase: Mutex::new((state, record.reason.clone())),
             pace: Arc::new(Pace::new(record.bytes_per_second)),
             counters: Arc::new(Counters { done_bytes: AtomicU64::new(record.done_bytes), ..Counters::default() }),
             total_bytes: AtomicU64::new(record.total_bytes),
@@ -209,19 +209,20 @@ impl Load {
     }
 
     /// Writes what the next agent must know.
-    fn save(&self, state: Recorded) -> Result<()> {
+    fn save(&self, state: Recorded, reason: Option<String>) -> Result<()> {
         let mut record = self.record.lock();
         record.state = state;
+        record.reason = reason;
         record.bytes_per_second = self.pace.bytes_per_second();
         record.in_background = self.in_background.load(Ordering::Acquire);
         record.done_bytes = self.counters.done_bytes.load(Ordering::Relaxed);
         record.total_bytes = self.total_bytes.load(Ordering::Relaxed);
         let bytes = serde_json::to_vec(&*record).map_err(|e| Error::local("write", &self.path, e.into()))?;
-        files::write_atomic(&self.path, &bytes, Access::Private)
+        record::write(&self.path, bytes)
     }
 
-    fn save_or_warn(&self, state: Recorded) {
-        if let Err(e) = self.save(state) {
+    fn save_or_warn(&self, state: Recorded, reason: Option<String>) {
+        if let Err(e) = self.save(state, reason) {
             tracing::warn!("{e}; the next agent will not know how far the load of {} is", self.location);
         }
     }
@@ -257,15 +258,16 @@ impl Load {
         };
         match &outcome {
             Ok(_) => {
-                self.save_or_warn(Recorded::Complete);
+                self.save_or_warn(Recorded::Complete, None);
                 self.enter(LoadState::OfflineReady, None);
             }
             Err(Error::Cancelled) => {
-                self.save_or_warn(Recorded::Stopped);
+                self.save_or_warn(Recorded::Stopped, None);
                 self.enter(LoadState::Stopped, None);
             }
             Err(e) => {
-                self.save_or_warn(Recorded::Stopped);
+                tracing::warn!("loading {} failed: {e}", self.location);
+                self.save_or_warn(Recorded::Stopped, Some(e.to_string()));
                 self.enter(LoadState::Failed, Some(e.to_string()));
             }
         }
@@ -307,7 +309,7 @@ impl Load {
         self.enter(LoadState::Loading, None);
         *self.mount.lock() = Arc::downgrade(&mount);
         self.total_bytes.store(mount.descriptor.totals.allocated_bytes, Ordering::Relaxed);
-        self.save_or_warn(Recorded::UnderWay);
+        self.save_or_warn(Recorded::UnderWay, None);
         let first = first_of_all(host, &mount).await;
         load::load(&cache, &mount, first, &self.pace, &self.counters).await
     }
@@ -351,7 +353,9 @@ async fn first_of_all(host: &Weak<Host>, mount: &Arc<Mount>) -> Vec<(NodeId, Ran
 /// Whether another try may succeed without anybody changing what was asked for.
 fn may_pass(e: &Error) -> bool {
     use ErrorKind as K;
-    matches!(e.kind(), K::Unreachable | K::TimedOut | K::Denied | K::BadAnswer | K::Damaged | K::NotFound)
+    // Room may be made by anybody who uses the disk.
+    matches!(e, Error::NoRoom { .. })
+        || matches!(e.kind(), K::Unreachable | K::TimedOut | K::Denied | K::BadAnswer | K::Damaged | K::NotFound)
 }
 
 /// A load, and its task if it has one.
@@ -427,6 +431,7 @@ impl Host {
             streamfs_load: record::FORMAT,
             location: location.to_string(),
             state: Recorded::UnderWay,
+            reason: None,
             bytes_per_second: wish.bytes_per_second,
             starts_at: now_seconds() + jitter,
             in_background: wish.in_background,
@@ -437,7 +442,7 @@ impl Host {
         };
         files::create_dir(&self.loads.dir, Access::Private)?;
         let load = Load::new(&self.loads.dir, location, record, LoadState::Loading);
-        load.save(Recorded::UnderWay)?;
+        load.save(Recorded::UnderWay, None)?;
         self.loads.insert(self, load.clone(), Some(mount.clone()), Recorded::UnderWay);
         Ok(load)
     }
@@ -457,7 +462,11 @@ impl Host {
                         let _ = self.settings().origins.set(&location.package_key(), config);
                     }
                     let recorded = record.state;
-                    let state = if recorded == Recorded::Stopped { LoadState::Stopped } else { LoadState::Checking };
+                    let state = match (recorded, &record.reason) {
+                        (Recorded::Stopped, Some(_)) => LoadState::Failed,
+                        (Recorded::Stopped, None) => LoadState::Stopped,
+                        (Recorded::UnderWay | Recorded::Complete, _) => LoadState::Checking,
+                    };
                     self.loads.insert(self, Load::new(&self.loads.dir, location, record, state), None, recorded);
                 }
                 Err(e) => {
