@@ -114,7 +114,7 @@ fn a_load_leaves_what_must_stay_free_and_says_so() {
     keep_free(&user, "6M");
     let (source, big) = package(&user, "big", 20);
     let (small_source, small) = package(&user, "small", 2);
-    let line = user.fails(["load", &big]);
+    let line = user.fails(["--quiet", "load", &big]);
     for part in ["keep_free", "6.0 MiB", "free", "streamfs unload"] {
         assert!(line.contains(part), "should mention {part:?}: {line}");
     }
@@ -131,7 +131,7 @@ fn a_load_leaves_what_must_stay_free_and_says_so() {
     // Reading goes on, past the cache.
     assert_same_tree(&source, mount.path());
     mount.unmount();
-    assert!(user.fails(["load", &small]).contains("streamfs unload"), "all that is there is pinned");
+    assert!(user.fails(["--quiet", "load", &small]).contains("streamfs unload"), "all that is there is pinned");
     user.ok(["unload", &big]);
     user.ok(["load", &small]);
     let mount = user.mount(&small, "mnt");

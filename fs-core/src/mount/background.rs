@@ -33,14 +33,20 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fetch::Urgency;
 use crate::fetch::pace::Pace;
 use crate::location::PackageLocation;
+use crate::package::block::BLOCK_MAX_BYTES;
 use crate::package::{Hash, NodeId};
 use crate::trust::files::{self, Access};
 
+/// Folder of the records in the cache directory.
+const LOADS_DIR: &str = "loads";
 /// Most records that an agent takes up.
 const RECORDS_MAX: usize = 1024;
 /// Pause before a load that nobody waits for is tried again; it doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(15);
 const RETRY_LONGEST: Duration = Duration::from_secs(600);
+
+/// A load of which nothing came for so long is said to stand still.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 /// How a version is to be loaded.
 #[derive(Debug, Clone, Default)]
@@ -92,6 +98,9 @@ pub struct LoadStatus {
     pub bytes_per_second: Option<u64>,
     /// When a waiting one starts.
     pub starts_in_seconds: Option<u64>,
+    /// For how long nothing has come of one that is being fetched, if that is longer than usual.
+    #[serde(default)]
+    pub stalled_seconds: Option<u64>,
     /// Why it failed.
     pub reason: Option<String>,
 }
@@ -162,6 +171,10 @@ impl Load {
             state = LoadState::Paused;
         }
         let starts_at = self.record.lock().starts_at;
+        // At a rate below that of a block, nothing may be due for longer.
+        let is_fast = self.pace.bytes_per_second().is_none_or(|rate| rate >= BLOCK_MAX_BYTES as u64);
+        let moved = self.counters.moved.lock().filter(|_| state == LoadState::Loading && is_fast);
+        let stalled = moved.map(|moved| moved.elapsed()).filter(|since| *since >= STALLED_AFTER);
         LoadStatus {
             location: self.location.to_string(),
             state,
@@ -171,6 +184,7 @@ impl Load {
             fetched_bytes: self.counters.fetched_bytes.load(Ordering::Relaxed),
             bytes_per_second: self.pace.bytes_per_second(),
             starts_in_seconds: (state == LoadState::Waiting).then(|| starts_at.saturating_sub(now_seconds())),
+            stalled_seconds: stalled.map(|since| since.as_secs()),
             reason,
         }
     }
@@ -243,7 +257,9 @@ impl Load {
                 },
             };
             let waited_for = self.holders.load(Ordering::Acquire) > 0;
-            if waited_for || !may_pass(&failed) {
+            // Room may be made by anybody who uses the disk.
+            let by_itself = self.in_background.load(Ordering::Acquire) && matches!(failed, Error::NoRoom { .. });
+            if waited_for || !(may_pass(&failed) || by_itself) {
                 break Err(failed);
             }
             tracing::info!("loading {} failed ({failed}); it is tried again in {} s", self.location, pause.as_secs());
@@ -353,9 +369,7 @@ async fn first_of_all(host: &Weak<Host>, mount: &Arc<Mount>) -> Vec<(NodeId, Ran
 /// Whether another try may succeed without anybody changing what was asked for.
 fn may_pass(e: &Error) -> bool {
     use ErrorKind as K;
-    // Room may be made by anybody who uses the disk.
-    matches!(e, Error::NoRoom { .. })
-        || matches!(e.kind(), K::Unreachable | K::TimedOut | K::Denied | K::BadAnswer | K::Damaged | K::NotFound)
+    matches!(e.kind(), K::Unreachable | K::TimedOut | K::Denied | K::BadAnswer | K::Damaged | K::NotFound)
 }
 
 /// A load, and its task if it has one.
@@ -376,7 +390,7 @@ impl Drop for Loads {
 
 impl Loads {
     pub(super) fn new(cache_dir: &Path) -> Self {
-        Self { dir: cache_dir.join("loads"), all: Mutex::default() }
+        Self { dir: cache_dir.join(LOADS_DIR), all: Mutex::default() }
     }
 
     /// Ends all work; the next agent goes on with it.
@@ -404,6 +418,27 @@ impl Loads {
         let all = self.all.lock();
         all.values().map(|(load, _)| load).filter(|l| l.location.package_key() == package_key).cloned().collect()
     }
+}
+
+/// What stands on disk of the loads in a cache that no agent has open: as the last one left them. A load that was under
+/// way is waiting; the next agent goes on with it. Whether all files are still there was not looked at.
+pub fn recorded_loads(cache_dir: &Path) -> Vec<LoadStatus> {
+    let dir = cache_dir.join(LOADS_DIR);
+    let records = std::fs::read_dir(&dir).into_iter().flatten().flatten().take(RECORDS_MAX);
+    let mut loads: Vec<LoadStatus> = records
+        .filter_map(|entry| record::read(&entry.path()).ok())
+        .map(|(location, record)| {
+            let state = match (record.state, &record.reason) {
+                (Recorded::Complete, _) => LoadState::OfflineReady,
+                (Recorded::UnderWay, _) => LoadState::Waiting,
+                (Recorded::Stopped, Some(_)) => LoadState::Failed,
+                (Recorded::Stopped, None) => LoadState::Stopped,
+            };
+            Load::new(&dir, location, record, state).status()
+        })
+        .collect();
+    loads.sort_by(|a, b| a.location.cmp(&b.location));
+    loads
 }
 
 impl Host {

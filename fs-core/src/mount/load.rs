@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::pages::Held;
@@ -61,6 +62,8 @@ pub(super) struct Counters {
     pub(super) done_bytes: AtomicU64,
     /// Stored bytes that were fetched.
     pub(super) fetched_bytes: AtomicU64,
+    /// When something was done last.
+    pub(super) moved: Mutex<Option<Instant>>,
 }
 
 /// One thing to bring: a file's content or a node's long attributes.
@@ -97,6 +100,7 @@ pub(super) async fn load(
     let loading = Arc::new(Loading { cache: cache.clone(), mount: mount.clone(), owner, pace, counters });
     let counters = &loading.counters;
     counters.done_bytes.store(0, Ordering::Relaxed);
+    *counters.moved.lock() = Some(Instant::now());
     cache.pin(&loading.owner, &[mount.pages.blob().content()])?;
     loading.pages().await?;
     loading.ranges(first).await?;
@@ -303,6 +307,7 @@ impl Loading {
     }
 
     fn count(&self, bytes: u64) {
+        *self.counters.moved.lock() = Some(Instant::now());
         self.counters.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
