@@ -149,7 +149,7 @@ fn idle_cache(settings: &InForce, agents: &[AgentReport]) -> Option<IdleCache> {
         return None;
     }
     let loads = recorded_loads(&cache_dir);
-    (!loads.is_empty()).then(|| IdleCache { cache_dir: WirePath(cache_dir), loads })
+    (!loads.is_empty()).then_some(IdleCache { cache_dir: WirePath(cache_dir), loads })
 }
 
 fn print(status: &StatusReport) -> anyhow::Result<()> {
