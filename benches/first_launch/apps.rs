@@ -188,6 +188,12 @@ impl App {
         Ok(())
     }
 
+    /// What somebody said, with `APP` and `HOMES` for the folders of this run: their names say nothing to others.
+    pub(crate) fn without_folders(&self, said: &str, point: &Path) -> String {
+        let homes = self.home.parent().unwrap_or(&self.home);
+        said.replace(&point.display().to_string(), "APP").replace(&homes.display().to_string(), "HOMES")
+    }
+
     /// The arguments of a launch from `point`, program first.
     pub(crate) fn command_line(&self, point: &str) -> Vec<String> {
         vec!["/bin/sh".to_owned(), self.script.display().to_string(), point.to_owned()]

@@ -1,5 +1,6 @@
 //! The contenders: how each brings an application to this machine, and what of it is measured.
 
+mod nydus;
 mod peers;
 mod plain;
 mod product;
@@ -46,11 +47,15 @@ pub(crate) enum Column {
     Sshfs,
     /// `casync mount`.
     Casync,
+    /// Nydus, which fetches what is read.
+    Nydus,
+    /// Nydus with the list of files that a launch reads.
+    NydusList,
 }
 
 impl Column {
     /// In the order of the table.
-    pub(crate) const ALL: [Column; 9] = [
+    pub(crate) const ALL: [Column; 11] = [
         Column::Streamfs,
         Column::StreamfsNoProfile,
         Column::Floor,
@@ -60,6 +65,8 @@ impl Column {
         Column::Httpdirfs,
         Column::Sshfs,
         Column::Casync,
+        Column::Nydus,
+        Column::NydusList,
     ];
 
     /// On the command line and in JSON.
@@ -74,6 +81,8 @@ impl Column {
             Column::Httpdirfs => "httpdirfs",
             Column::Sshfs => "sshfs",
             Column::Casync => "casync",
+            Column::Nydus => "nydus",
+            Column::NydusList => "nydus-list",
         }
     }
 
@@ -89,18 +98,27 @@ impl Column {
             Column::Httpdirfs => "httpdirfs",
             Column::Sshfs => "sshfs (no SSH)",
             Column::Casync => "casync (no TLS)",
+            Column::Nydus => "Nydus (no TLS)",
+            Column::NydusList => "Nydus, list of files (no TLS)",
         }
     }
 
-    /// The program among the peers' that it needs.
-    pub(crate) fn peer_program(self) -> Option<&'static str> {
-        match self {
-            Column::Rclone => Some("usr/bin/rclone"),
-            Column::Httpdirfs => Some("usr/bin/httpdirfs"),
-            Column::Sshfs => Some("usr/bin/sshfs"),
-            Column::Casync => Some("usr/bin/casync"),
-            _ => None,
-        }
+    /// Whether it is somebody else's program.
+    pub(crate) fn is_foreign(self) -> bool {
+        self >= Column::Rclone
+    }
+
+    /// Whether its programs are here: in the tree of the `peers` that Debian packages, or on PATH.
+    pub(crate) fn is_installed(self, peers: &Path) -> bool {
+        let program = match self {
+            Column::Rclone => "usr/bin/rclone",
+            Column::Httpdirfs => "usr/bin/httpdirfs",
+            Column::Sshfs => "usr/bin/sshfs",
+            Column::Casync => "usr/bin/casync",
+            Column::Nydus | Column::NydusList => return nydus::is_installed(),
+            _ => return true,
+        };
+        peers.join(program).is_file()
     }
 
     /// Brings `stage`'s application here, launches it cold, warm and hot.
@@ -116,6 +134,8 @@ impl Column {
             Column::Httpdirfs => peers::httpdirfs(stage),
             Column::Sshfs => peers::sshfs(stage),
             Column::Casync => peers::casync(stage),
+            Column::Nydus => nydus::nydus(stage, false),
+            Column::NydusList => nydus::nydus(stage, true),
         }
     }
 }

@@ -100,7 +100,7 @@ fn build(options: &Options, places: &Places) -> Result<()> {
     if !names.is_empty() {
         xtask(&names)?;
     }
-    if options.columns.iter().any(|column| column.peer_program().is_some()) {
+    if options.columns.iter().any(|column| column.is_foreign()) {
         // Then they are listed as not installed.
         if let Err(e) = xtask(&["peers"]) {
             eprintln!("first-launch: {e:#}");
@@ -114,10 +114,7 @@ fn present(options: &Options, places: &Places) -> (Vec<Column>, Vec<(Column, Str
     let with_profiles = options.columns.contains(&Column::Streamfs) && origin::knows_profiles(&places.streamfs);
     let (mut here, mut absent) = (Vec::new(), Vec::new());
     for column in options.columns.iter().copied() {
-        let lacks = match column.peer_program() {
-            Some(program) => !places.peers.join(program).is_file(),
-            None => column == Column::Streamfs && !with_profiles,
-        };
+        let lacks = !column.is_installed(&places.peers) || (column == Column::Streamfs && !with_profiles);
         match (lacks, column) {
             (false, _) => here.push(column),
             (true, Column::Streamfs) => absent.push((column, "this build has no `streamfs profile`".to_owned())),
@@ -237,7 +234,7 @@ fn measure_all(options: &Options, places: &Places, folders: &Folders) -> Result<
     }
     print!("\n{}", report.markdown());
     // Others may fail, which is a result; the product and the references may not.
-    let failed = report.rows.iter().filter(|row| row.failure.is_some() && row.column.peer_program().is_none()).count();
+    let failed = report.rows.iter().filter(|row| row.failure.is_some() && !row.column.is_foreign()).count();
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -251,7 +248,7 @@ fn one_run(bench: &mut Bench<'_>, report: &mut Report, columns: &[Column], run: 
                 let row = (app * bench.links.len() + link) * columns.len();
                 let row = row + columns.iter().position(|c| *c == column).context("a contender of the list")?;
                 let row = &mut report.rows[row];
-                if row.failure.is_some() || (column.peer_program().is_some() && run >= bench.options.peer_runs) {
+                if row.failure.is_some() || (column.is_foreign() && run >= bench.options.peer_runs) {
                     continue;
                 }
                 let place = format!("{} on {}, {}", row.app.name(), row.profile.name, column.title());
@@ -262,8 +259,9 @@ fn one_run(bench: &mut Bench<'_>, report: &mut Report, columns: &[Column], run: 
                         row.samples.push(sample);
                     }
                     Err(error) => {
-                        println!("{place}: {error:#}");
-                        row.failure = Some(format!("{error:#}"));
+                        let why = bench.apps[app].without_folders(&format!("{error:#}"), &bench.point);
+                        println!("{place}: {why}");
+                        row.failure = Some(why);
                     }
                 }
             }

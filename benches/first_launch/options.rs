@@ -35,7 +35,8 @@ pub(crate) struct Options {
     /// Networks: LAN (1 ms, 1 Gbit/s), WAN (40 ms, 100 Mbit/s), FAR (120 ms, 50 Mbit/s)
     #[arg(long, value_delimiter = ',', default_values = ["LAN", "WAN", "FAR"])]
     pub(crate) profiles: Vec<Profile>,
-    /// Contenders: streamfs, streamfs-no-profile, floor, full, local, rclone, httpdirfs, sshfs, casync [default: all]
+    /// Contenders: streamfs, streamfs-no-profile, floor, full, local, rclone, httpdirfs, sshfs, casync, nydus,
+    /// nydus-list [default: all]
     #[arg(long, value_delimiter = ',')]
     pub(crate) columns: Vec<Column>,
     /// How often each is measured, in turn

@@ -34,8 +34,8 @@ pub struct Arguments {
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// Settings file (TOML)
-    #[arg(long, global = true, value_name = "FILE", env = "STREAMFS_CONFIG")]
+    /// Settings file (TOML) [environment: STREAMFS_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Say more on standard error; twice for details
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -97,8 +97,8 @@ pub enum Command {
 /// Where the cache lies; understood by every command that uses the agent.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CacheArguments {
-    /// Folder of the cache; each has an agent of its own
-    #[arg(long, value_name = "DIR", env = "STREAMFS_CACHE")]
+    /// Folder of the cache; each has an agent of its own [environment: STREAMFS_CACHE]
+    #[arg(long, value_name = "DIR")]
     pub cache: Option<PathBuf>,
 }
 

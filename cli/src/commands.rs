@@ -67,16 +67,27 @@ impl Context {
 
     /// Says what is unusual about `version` and how it was chosen.
     fn tell(&self, version: &str, trust: &TrustReport) {
-        if let Some(remark) = trust.remark() {
-            self.remark(remark);
-        }
-        for warning in trust.warnings(version) {
-            crate::report::warn(warning);
-        }
+        tell(self.quiet, version, trust);
+    }
+
+    /// Says so as soon as the agent begins to work on the version: what was trusted then stays trusted, also if the
+    /// work is broken off.
+    fn tell_when_begun(&self, agent: &mut AgentConnection, bar: &crate::progress::Bar) {
+        let (quiet, bar) = (self.quiet, bar.lines());
+        agent.on_begun(move |version, trust| bar.suspend(|| tell(quiet, version, trust)));
     }
 
     fn bar(&self) -> crate::progress::Bar {
         crate::progress::Bar::new(self.quiet, self.interrupt.clone())
+    }
+}
+
+fn tell(quiet: bool, version: &str, trust: &TrustReport) {
+    if let Some(remark) = trust.remark().filter(|_| !quiet) {
+        crate::report::note(remark);
+    }
+    for warning in trust.warnings(version) {
+        crate::report::warn(warning);
     }
 }
 
@@ -98,7 +109,7 @@ pub(crate) async fn dispatch(command: Command, context: &Context) -> anyhow::Res
         Command::Remount(arguments) => interrupt.or(remount::run(arguments, context)).await,
         Command::Unmount(arguments) => interrupt.or(unmount::run(arguments, context)).await,
         Command::Status(arguments) => interrupt.or(status::run(arguments, context)).await,
-        Command::Load(arguments) => interrupt.or(load::run(arguments, context)).await,
+        Command::Load(arguments) => load::run(arguments, context).await,
         Command::Unload(arguments) => interrupt.or(load::run_unload(arguments, context)).await,
         Command::Verify(arguments) => interrupt.or(verify::run(arguments, context)).await,
         Command::Revoke(arguments) => interrupt.or(revoke::run(arguments, context)).await,

@@ -29,6 +29,11 @@ impl Bar {
         Self { bar, interrupt }
     }
 
+    /// The bar, for whoever prints lines while it is shown.
+    pub(crate) fn lines(&self) -> ProgressBar {
+        self.bar.clone()
+    }
+
     /// Sets the whole state at once, as an agent reports it.
     pub(crate) fn show(&self, done: u64, total: u64, message: &str) {
         if total > 0 {

@@ -44,6 +44,11 @@ impl FreshnessReport {
         Self { state: State::Offline, reason: Some(reason) }
     }
 
+    /// Whether the origin gave it when it was asked last.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.state == State::Fresh
+    }
+
     /// What is wrong, if something is: `offline: …`.
     pub(crate) fn in_words(&self) -> Option<String> {
         let state = match self.state {

@@ -151,6 +151,15 @@ impl Cache {
         self.disk.room_bytes()
     }
 
+    /// Makes sure that `bytes` can be stored now, evicting for them what is neither pinned nor in use, then what is
+    /// not pinned. Reads and writes local disk.
+    ///
+    /// # Errors
+    /// Why there is no room, and what to do.
+    pub fn make_room(&self, bytes: u64) -> Result<(), String> {
+        self.disk.make_room(bytes)
+    }
+
     /// Writes what the index has not yet; blocks are on disk already.
     pub fn flush(&self) {
         self.disk.flush();

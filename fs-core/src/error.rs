@@ -170,6 +170,14 @@ pub enum Error {
         /// The system's error.
         source: std::io::Error,
     },
+    /// What must be kept has no room in the cache.
+    #[error("cannot keep {what} on this machine: {reason}")]
+    NoRoom {
+        /// What was to be kept.
+        what: String,
+        /// How much room there is, and what to do.
+        reason: String,
+    },
     /// The system cannot do it.
     #[error("{0}")]
     Unsupported(String),
@@ -208,7 +216,7 @@ impl Error {
             Error::IsADirectory(_) => ErrorKind::IsADirectory,
             Error::NoSuchAttribute(_) => ErrorKind::NoSuchAttribute,
             Error::Busy { .. } => ErrorKind::Busy,
-            Error::Local { .. } => ErrorKind::Local,
+            Error::Local { .. } | Error::NoRoom { .. } => ErrorKind::Local,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Shared(inner) => inner.kind(),
         }

@@ -42,6 +42,8 @@ const EXPECTED_REQUESTS_MAX: usize = 64;
 const BACKGROUND_RANGE_MAX_BYTES: u64 = 1 << 20;
 /// Longest range of one request: bounds what one broken transfer costs and memory that waits for verification.
 const RANGE_MAX_BYTES: u64 = 4 << 20;
+/// Whoever tries again until the deadline knows why it failed, and is given this long to say so.
+const GIVING_UP_MAX: Duration = Duration::from_millis(250);
 /// Pauses of a launch stream while demand requests are under way.
 const GIVE_WAY_MIN: Duration = Duration::from_millis(1);
 const GIVE_WAY_MAX: Duration = Duration::from_millis(50);
@@ -323,7 +325,7 @@ impl Fetcher {
         if urgency != Urgency::Demand {
             return all.await.map(|()| blocks);
         }
-        match tokio::time::timeout(self.deadline, all).await {
+        match tokio::time::timeout(self.deadline + GIVING_UP_MAX, all).await {
             Ok(result) => result.map(|()| blocks),
             Err(_) => Err(self.timed_out(wanted.get(blocks.len()).map_or_else(String::new, |w| w.object.to_string()))),
         }
@@ -335,7 +337,9 @@ impl Fetcher {
 
     /// Waits for a step of a transfer, no longer than the deadline.
     pub(crate) async fn within<T>(&self, object: &ObjectPath, step: impl Future<Output = Result<T>>) -> Result<T> {
-        tokio::time::timeout(self.deadline, step).await.unwrap_or_else(|_| Err(self.timed_out(object.to_string())))
+        tokio::time::timeout(self.deadline + GIVING_UP_MAX, step)
+            .await
+            .unwrap_or_else(|_| Err(self.timed_out(object.to_string())))
     }
 
     /// A block on this machine's disk, verified. Reads the disk.

@@ -140,6 +140,9 @@ impl fmt::Display for PackageLocation {
     }
 }
 
+/// What begins like these is no folder, also if it is mistyped.
+const SCHEMES: [&str; 5] = ["http", "https", "rtsp", "rtsps", "file"];
+
 const NO_SECRETS: &str = "a user or password does not belong into a URL (others can see command lines); use STREAMFS_HTTP_USER and STREAMFS_HTTP_PASSWORD, STREAMFS_TOKEN, or the configuration file";
 
 impl FromStr for PackageLocation {
@@ -160,6 +163,14 @@ impl FromStr for PackageLocation {
         // Before anything else, which would take a part of the password for a version and repeat it.
         if shown != s && ["http://", "https://", "rtsp://", "rtsps://"].iter().any(|scheme| s.starts_with(scheme)) {
             return Err(bad(NO_SECRETS));
+        }
+        if let Some((scheme, rest)) = s.split_once(':').filter(|(scheme, _)| SCHEMES.contains(scheme)) {
+            if !rest.starts_with("//") {
+                return Err(bad(&format!("two slashes belong behind {scheme}:")));
+            }
+            if !rest[2..].trim_end_matches('/').contains('/') {
+                return Err(bad(&format!("it names no package; after {scheme}://HOST there is the package, /PACKAGE")));
+            }
         }
         let trimmed = s.trim_end_matches('/');
         let slash = trimmed.rfind('/').ok_or_else(|| bad("there is no / between content root and package"))?;
@@ -266,6 +277,12 @@ mod tests {
             ("rtsp://user:pw@h/x/gimp", "does not belong"),
             ("rtsp://a b/x/gimp", "package location"),
             ("/srv/a\n", "control"),
+            // These were taken for folders named `http:`, or for packages named like a host.
+            ("http://127.0.0.1/", "names no package"),
+            ("https://127.0.0.1:18711", "names no package"),
+            ("http:/h/x/app", "two slashes"),
+            ("https:h/x/app", "two slashes"),
+            ("file:/srv/app", "two slashes"),
         ] {
             let e = input.parse::<PackageLocation>().unwrap_err().to_string();
             assert!(e.contains(part), "{input}: {e}");

@@ -16,6 +16,7 @@ pub mod launch;
 mod learn;
 mod load;
 pub mod metrics;
+mod naming;
 pub mod observe;
 mod pages;
 pub mod prefetch;

@@ -27,9 +27,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fs_core::Result;
 use fs_core::mount::{Answer, Node};
 use fs_core::package::{NodeId, NodeKind};
+use fs_core::{Error, Result};
 use fuser::{
     AccessFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
     LockOwner, Notifier, OpenFlags, PollEvents, PollFlags, PollNotifier, ReplyAttr, ReplyData, ReplyDirectory,
@@ -111,6 +111,13 @@ pub(crate) trait Boundary: Send + Sync + std::fmt::Debug {
     /// Ends that; false if it had ended before.
     fn launch_is_over(&self) -> bool;
     fn statistics(&self) -> BoundaryStatistics;
+}
+
+impl<T: Tree> Shared<T> {
+    /// The errno for an operation on `node` that failed; it is logged.
+    pub(super) fn failed(&self, operation: &'static str, node: u64, error: &Error) -> Errno {
+        self.failures.answer(operation, || self.tree.known_path(NodeId(node)), error)
+    }
 }
 
 impl<T: Tree> std::fmt::Debug for Shared<T> {
@@ -211,7 +218,7 @@ impl<T: Tree> Adapter<T> {
         self.answer(answer, move |shared, result| match result {
             Ok(Some(node)) => reply.entry(&FOR_EVER, &file_attr(&node, shared.owner), Generation(0)),
             Ok(None) => reply.entry(&FOR_EVER, &negative_entry(shared.owner), Generation(0)),
-            Err(error) => reply.error(shared.failures.answer(operation, of.0, &error)),
+            Err(error) => reply.error(shared.failed(operation, of.0, &error)),
         });
     }
 
@@ -317,7 +324,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
         self.shared.requests.count(RequestKind::Getattr);
         self.answer(self.shared.tree.node(NodeId(ino.0)), move |shared, result| match result {
             Ok(node) => reply.attr(&FOR_EVER, &file_attr(&node, shared.owner)),
-            Err(error) => reply.error(shared.failures.answer("getattr", ino.0, &error)),
+            Err(error) => reply.error(shared.failed("getattr", ino.0, &error)),
         });
     }
 
@@ -325,7 +332,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
         self.shared.requests.count(RequestKind::Readlink);
         self.answer(self.shared.tree.read_link(NodeId(ino.0)), move |shared, result| match result {
             Ok(target) => reply.data(&target),
-            Err(error) => reply.error(shared.failures.answer("readlink", ino.0, &error)),
+            Err(error) => reply.error(shared.failed("readlink", ino.0, &error)),
         });
     }
 
@@ -393,7 +400,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
         }
         self.answer(answer, move |shared, result| match result {
             Ok(bytes) => reply.data(&bytes),
-            Err(error) => reply.error(shared.failures.answer("read", ino.0, &error)),
+            Err(error) => reply.error(shared.failed("read", ino.0, &error)),
         });
     }
 
@@ -462,7 +469,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
                         Some((_, value)) => reply_value(reply, value, size),
                         None => reply.error(Errno::ENODATA),
                     },
-                    Err(error) => reply.error(shared.failures.answer("getxattr", ino.0, &error)),
+                    Err(error) => reply.error(shared.failed("getxattr", ino.0, &error)),
                 });
             }
             Some(own) => match own.value(self.shared.tree.identity()) {
@@ -470,7 +477,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
                 None => self.answer(self.cached_bytes(id), move |shared, result| match result {
                     Ok(Some(bytes)) => reply_value(reply, bytes.to_string().as_bytes(), size),
                     Ok(None) => reply.error(Errno::ENODATA),
-                    Err(error) => reply.error(shared.failures.answer("getxattr", ino.0, &error)),
+                    Err(error) => reply.error(shared.failed("getxattr", ino.0, &error)),
                 }),
             },
         }
@@ -480,7 +487,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
         self.shared.requests.count(RequestKind::Listxattr);
         self.answer(self.shared.tree.xattrs(NodeId(ino.0)), move |shared, result| match result {
             Ok(all) => reply_value(reply, &name_list(&all), size),
-            Err(error) => reply.error(shared.failures.answer("listxattr", ino.0, &error)),
+            Err(error) => reply.error(shared.failed("listxattr", ino.0, &error)),
         });
     }
 
@@ -494,7 +501,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
             // Like root: reading always, executing where anybody may.
             Ok(node) if mask.contains(AccessFlags::X_OK) && node.mode & 0o111 == 0 => reply.error(Errno::EACCES),
             Ok(_) => reply.ok(),
-            Err(error) => reply.error(shared.failures.answer("access", ino.0, &error)),
+            Err(error) => reply.error(shared.failed("access", ino.0, &error)),
         });
     }
 
@@ -514,7 +521,7 @@ impl<T: Tree> Filesystem for Adapter<T> {
                 Some(at) => reply.offset(at),
                 None => reply.error(Errno::ENXIO),
             },
-            Err(error) => reply.error(shared.failures.answer("lseek", ino.0, &error)),
+            Err(error) => reply.error(shared.failed("lseek", ino.0, &error)),
         });
     }
 

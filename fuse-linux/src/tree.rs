@@ -28,6 +28,7 @@ pub(crate) trait Tree: Send + Sync + 'static {
     fn has_launch_set(&self) -> bool;
     fn totals(&self) -> Totals;
     fn identity(&self) -> &Identity;
+    fn known_path(&self, id: NodeId) -> Option<String>;
 }
 
 impl Tree for Mount {
@@ -93,5 +94,9 @@ impl Tree for Mount {
 
     fn identity(&self) -> &Identity {
         Mount::identity(self)
+    }
+
+    fn known_path(&self, id: NodeId) -> Option<String> {
+        Mount::known_path(self, id)
     }
 }

@@ -1,14 +1,13 @@
-//! The cache on disk: without network, without room, with damage.
+//! The cache on disk: without network, within its quota, with damage.
 
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, UnmountFlags};
 use tests::{Streamfs, assert_same_tree};
 
-use crate::{forget_pages, in_folder, noise, sample, served_sample};
+use crate::{forget_pages, in_folder, noise, served_sample};
 
 /// `load`, then everything ends: the server is stopped, the agent killed. A new agent serves all from disk.
 #[test]
@@ -51,56 +50,6 @@ fn a_second_start_reads_from_disk() {
     let data =
         requests.iter().filter(|r| r.range.is_some() && r.body_bytes > 4096 && !r.path.ends_with("/head")).count();
     assert_eq!(data, 0, "content that is on disk was fetched again");
-}
-
-/// A small file system as cache, smaller than what is read through it.
-#[test]
-fn a_full_disk_keeps_serving() {
-    assert!(rustix::process::geteuid().is_root(), "this test must run as root, to mount a small file system");
-    let disk = SmallDisk::new(12 << 20);
-    let user = Streamfs::new().with_cache(&disk.0.path().join("cache"));
-    let (source, content) = (user.folder("source"), user.folder("content"));
-    sample(&source);
-    for i in 0..6 {
-        fs::write(source.join(format!("big{i}")), noise(8 << 20, i)).expect("a folder of the test");
-    }
-    let package = in_folder(&content, "app");
-    user.publish(&source, &package, "1.0");
-    let mount = user.mount(&package, "mnt");
-    for _ in 0..2 {
-        assert_same_tree(&source, mount.path());
-        for i in 0..6 {
-            forget_pages(&mount.join(format!("big{i}")));
-        }
-    }
-    // Somebody else takes the rest.
-    let hog = File::create(disk.0.path().join("hog")).expect("own disk");
-    let (piece, mut at) = (vec![1; 64 << 10], 0);
-    while hog.write_all_at(&piece, at).is_ok() {
-        at += piece.len() as u64;
-    }
-    assert_same_tree(&source, mount.path());
-    mount.unmount();
-    drop(user);
-}
-
-/// A file system of `bytes` in memory, mounted as long as this lives.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn new(bytes: u64) -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let options = std::ffi::CString::new(format!("size={bytes}")).expect("no NUL in it");
-        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), options.as_c_str()).expect("root may");
-        Self(dir)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // What is left of it lies in memory and goes with the last user.
-        let _ = rustix::mount::unmount(self.0.path(), UnmountFlags::DETACH);
-    }
 }
 
 /// Someone removes the cache while it is in use.

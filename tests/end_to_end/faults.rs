@@ -169,3 +169,26 @@ fn a_dead_server_does_not_take_the_tree_away() {
     assert_eq!(fs::metadata(mount.join("none")).expect_err("not there").kind(), ErrorKind::NotFound);
     assert_eq!(fs::read_link(mount.join("link")).expect("known"), PathBuf::from("folder/large"));
 }
+
+/// The log named a number instead of the file and a passed deadline instead of what was wrong, and `status` knew
+/// nothing before the next poll.
+#[test]
+fn a_read_that_fails_is_explained() {
+    let world = World::new();
+    let mount = world.mount();
+    let path = world.server.url().trim_start_matches("http://").to_owned();
+    let World { user, server, .. } = &world;
+    server.set_rules(vec![Rule::when(for_data, Fault::Close)]);
+    fs::read(mount.join("folder/large")).expect_err("nothing can be fetched");
+    let status = user.status_of(mount.path());
+    assert_eq!(status["freshness"]["state"], "offline", "{status}");
+    assert!(user.ok(["status"]).stdout.contains("reads FAIL"), "{status}");
+    let log = fs::read_to_string(user.cache().join("log/agent.log")).expect("own log");
+    let line = log.lines().find(|line| line.contains("answered EIO")).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("/folder/large") && line.contains(&path), "{line}");
+    assert!(!line.contains("did not finish within"), "{line}");
+    // What comes again is no longer called away.
+    server.set_rules(Vec::new());
+    fs::read(mount.join("folder/large")).expect("the server is well again");
+    assert_eq!(user.status_of(mount.path())["freshness"]["state"], "fresh");
+}

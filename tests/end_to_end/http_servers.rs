@@ -77,6 +77,10 @@ fn every_byte_is_fetched_once() {
     let mut seen: std::collections::BTreeMap<String, Vec<(u64, u64)>> = std::collections::BTreeMap::new();
     for request in server.requests() {
         let Some(range) = request.range.as_deref().and_then(|r| r.strip_prefix("bytes=")) else { continue };
+        // One byte is asked for to open a second connection, for whoever waits beside what comes in advance.
+        if range == "0-0" {
+            continue;
+        }
         let (first, last) = range.split_once('-').expect("a range");
         let (first, last) = (first.parse().expect("a number"), last.parse().expect("a number"));
         let others = seen.entry(request.path.clone()).or_default();

@@ -1,5 +1,7 @@
 //! Loads as their users see them: in the background of a mount, through the end of an agent, in `status`.
 
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -48,6 +50,29 @@ fn unmounting_stops_a_load_in_its_background() {
     user.ok(["load", &location]);
     assert_eq!(load_status(&user)["state"], "offline_ready");
     assert!(user.ok(["status"]).stdout.contains("ready for offline use"));
+    user.kill_agent();
+    // Nobody can be asked, but it stands on disk.
+    let idle = user.ok(["status", "--json"]).json();
+    assert_eq!(idle["idle"]["loads"][0]["state"], "offline_ready", "{idle}");
+    assert!(user.ok(["status"]).stdout.contains("ready for offline use"));
     user.ok(["unload", &location]);
     assert_eq!(load_status(&user), Value::Null);
+}
+
+/// What was trusted stays trusted although the load was broken off, so it must have been said.
+#[test]
+fn a_load_that_is_broken_off_has_said_whom_it_trusts() {
+    let (user, _, _server, location) = served_sample();
+    let mut load = user.streamfs(["load", &location, "--rate", "64K"]);
+    let mut load = load.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("streamfs starts");
+    let mut said = String::new();
+    let mut words = BufReader::new(load.stderr.take().expect("it was asked for"));
+    words.read_line(&mut said).expect("it says something");
+    assert!(said.contains("trusted the package's root key on first use"), "{said}");
+    let id = rustix::process::Pid::from_child(&load);
+    rustix::process::kill_process(id, rustix::process::Signal::INT).expect("it runs");
+    assert_eq!(load.wait().expect("own child").code(), Some(130));
+    let mut rest = String::new();
+    words.read_to_string(&mut rest).expect("text");
+    assert!(rest.contains("streamfs load") && rest.contains("streamfs unload"), "{rest}");
 }

@@ -4,6 +4,7 @@ mod cache;
 mod cli_errors;
 mod crashes;
 mod faults;
+mod full_disk;
 mod http_servers;
 mod launch;
 mod learning;

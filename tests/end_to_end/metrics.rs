@@ -4,7 +4,7 @@ use std::fs;
 
 use tests::{Nginx, Streamfs, parse_prometheus};
 
-use crate::{in_folder, noise, sample};
+use crate::{in_folder, noise, sample, served_sample};
 
 #[test]
 fn what_was_read_and_waited_for_is_counted_and_scrapers_can_read_it() {
@@ -68,4 +68,29 @@ fn failed_questions_are_counted() {
     assert!(fs::read(mount.join("text")).is_err(), "its origin is gone");
     assert!(user.status_of(mount.path())["statistics"]["questions_failed"].as_u64() > Some(0));
     mount.unmount();
+}
+
+/// What is loaded, and a version that was replaced and still has users.
+#[test]
+fn loads_and_older_versions_are_told() {
+    let (user, source, _server, location) = served_sample();
+    user.ok(["load", &location]);
+    let mount = user.mount(&location, "mnt");
+    let held = fs::File::open(mount.join("small")).expect("opens");
+    fs::write(source.join("new"), "x").expect("own folder");
+    user.publish(&source, &in_folder(&user.home().join("content"), "app"), "2.0");
+    user.ok(["remount", mount.path().to_str().expect("plain")]);
+    let text = user.ok(["status", "--prometheus"]).stdout;
+    let samples = parse_prometheus(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let value = |name: &str, label: &str, wanted: &str| {
+        let found = samples.iter().find(|s| s.name == name && s.labels.get(label).is_some_and(|v| v == wanted));
+        found.unwrap_or_else(|| panic!("no {name} of {wanted}:\n{text}")).value
+    };
+    assert_eq!(value("streamfs_older_version_in_use", "version", "1.0"), 1.0);
+    let loaded = format!("{location}@1.0");
+    assert_eq!(value("streamfs_load_offline_ready", "location", &loaded), 1.0);
+    assert_eq!(value("streamfs_load_failed", "location", &loaded), 0.0);
+    let done = value("streamfs_load_done_bytes", "location", &loaded);
+    assert!(done > 3_000_000.0 && done == value("streamfs_load_bytes", "location", &loaded), "{done}");
+    drop(held);
 }

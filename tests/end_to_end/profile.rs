@@ -197,3 +197,30 @@ fn python_importing_json_uses_these_files() {
     let (a, b) = (first.read_bytes(), second.read_bytes());
     assert!(a.abs_diff(b) <= a / 20, "{a} and {b} bytes");
 }
+
+/// A recording of nothing was written without a word, and published in the place of a good one.
+#[test]
+fn a_recording_of_nothing_is_refused() {
+    let (user, location) = published();
+    let file = user.folder("out").join("nothing");
+    let file = file.to_str().expect("plain");
+    let line = user.fails(["--quiet", "profile", &location, "-o", file, "--", "/bin/true"]);
+    assert!(line.contains("read nothing of the package"), "{line}");
+    assert!(!Path::new(file).exists() && !mounted_below(user.home()));
+    // One of what another package has is as good as none.
+    let other_source = user.folder("other");
+    fs::write(other_source.join("file"), "x").expect("own folder");
+    let other = in_folder(&user.home().join("content"), "other");
+    user.publish(&other_source, &other, "1.0");
+    let (_, outcome) = record(&user, &other, "other", &[], &["/bin/cat", "{mount}/file"]);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let profile = user.home().join("out/other");
+    let source = user.home().join("source");
+    let arguments = ["publish", source.to_str().expect("plain"), &location, "--version", "1.1", "--profile"];
+    let line = user.fails(arguments.into_iter().chain([profile.to_str().expect("plain")]));
+    assert!(line.contains("names nothing to read in this version"), "{line}");
+    assert!(!user.ok(["versions", &location]).stdout.contains("1.1"));
+    fs::write(&profile, "junk").expect("own file");
+    let line = user.fails(arguments.into_iter().chain([profile.to_str().expect("plain")]));
+    assert!(line.contains("as `streamfs profile` makes them"), "{line}");
+}

@@ -62,7 +62,11 @@ impl Drop for Foreign {
 }
 
 /// Mounts cold, launches, mounts again, launches twice.
-fn measure(stage: &mut Stage<'_>, server: Option<&tests::Nginx>, command: &dyn Fn() -> Command) -> Result<Sample> {
+pub(super) fn measure(
+    stage: &mut Stage<'_>,
+    server: Option<&tests::Nginx>,
+    command: &dyn Fn() -> Command,
+) -> Result<Sample> {
     let log = stage.disk.join("log");
     // So that the program itself and its libraries are in the page cache.
     let touch = || {

@@ -2,8 +2,8 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow, bail};
@@ -16,6 +16,7 @@ use super::protocol::{PROTOCOL, REPLY_MAX_BYTES, Reply, ReplyLine, Request, Requ
 use super::registry::{self, AgentFiles};
 use super::start;
 use crate::settings::InForce;
+use crate::trust_report::TrustReport;
 
 /// An agent answers a ping at once, whatever else it does.
 const PING_DEADLINE: Duration = Duration::from_secs(10);
@@ -31,7 +32,11 @@ pub(crate) struct AgentConnection {
     reader: BufReader<OwnedReadHalf>,
     writer: OwnedWriteHalf,
     next_id: u64,
+    on_begun: Box<OnBegun>,
 }
+
+/// Told of the version that long work begins on.
+type OnBegun = dyn FnMut(&str, &TrustReport) + Send;
 
 impl AgentConnection {
     /// Connects to the agent of `files`; `None` if there is none.
@@ -48,7 +53,7 @@ impl AgentConnection {
             bail!("{}: it belongs to user {peer}", what());
         }
         let (reader, writer) = stream.into_split();
-        let mut connection = Self { reader: BufReader::new(reader), writer, next_id: 1 };
+        let mut connection = Self { reader: BufReader::new(reader), writer, next_id: 1, on_begun: Box::new(|_, _| {}) };
         // An agent that is just ending accepts connections without answering: then there is none.
         match tokio::time::timeout(PING_DEADLINE, connection.ask::<()>(&Request::Ping {}, |_, _, _| {})).await {
             Ok(Ok(())) => Ok(Some(connection)),
@@ -66,7 +71,7 @@ impl AgentConnection {
             return Ok(connection);
         }
         // Of several commands that find no agent, one starts it and the others use it.
-        let _starting = lock(&files.socket.with_extension("start")).await?;
+        let _starting = StartLock::take(&files.socket.with_extension("start")).await?;
         if let Some(connection) = Self::connect(&files).await? {
             return Ok(connection);
         }
@@ -74,6 +79,11 @@ impl AgentConnection {
         Self::connect(&files)
             .await?
             .ok_or_else(|| anyhow!("the agent of the cache {} ended as soon as it had started", cache_dir.display()))
+    }
+
+    /// Lets `told` know of the version that long work begins on, as soon as it is known.
+    pub(crate) fn on_begun(&mut self, told: impl FnMut(&str, &TrustReport) + Send + 'static) {
+        self.on_begun = Box::new(told);
     }
 
     /// Asks, passes progress (bytes done, bytes in all, what) on, and waits for the result.
@@ -114,6 +124,7 @@ impl AgentConnection {
             }
             match line.reply {
                 Reply::Progress { done, total, message } => on_progress(done, total, &message),
+                Reply::Begun { version, trust } => (self.on_begun)(&version, &trust),
                 Reply::Done { value } => {
                     return Ok(serde_json::from_value(value)
                         .context("the agent's answer lacks something; is it of another version?")?);
@@ -141,7 +152,34 @@ impl From<anyhow::Error> for AskError {
     }
 }
 
-/// Waits for the lock on `path`, without blocking a thread, so that an interrupt ends the wait.
+/// Lets one command at a time start the agent of a cache. Its file is removed with it.
+struct StartLock {
+    path: PathBuf,
+    /// Holds the lock until it is closed, which is after the file was removed.
+    _file: File,
+}
+
+impl Drop for StartLock {
+    fn drop(&mut self) {
+        // Whoever waits for it sees that the file is gone, and makes another.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+impl StartLock {
+    /// Waits for the lock on `path`, without blocking a thread, so that an interrupt ends the wait.
+    async fn take(path: &Path) -> anyhow::Result<Self> {
+        loop {
+            let file = lock(path).await?;
+            let here = file.metadata().with_context(|| format!("cannot lock {}", path.display()))?;
+            if std::fs::metadata(path).is_ok_and(|there| there.ino() == here.ino() && there.dev() == here.dev()) {
+                return Ok(Self { path: path.to_owned(), _file: file });
+            }
+        }
+    }
+}
+
+/// Opens and locks `path`, whatever becomes of the name meanwhile.
 async fn lock(path: &Path) -> anyhow::Result<File> {
     let what = || format!("cannot lock {}", path.display());
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).with_context(what)?;
@@ -155,5 +193,35 @@ async fn lock(path: &Path) -> anyhow::Result<File> {
             }
             Err(TryLockError::WouldBlock) => tokio::time::sleep(START_LOCK_PAUSE).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_at_a_time_starts_an_agent_and_no_file_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.start");
+        let inside = Arc::new(AtomicUsize::new(0));
+        let all = (0..8).map(|_| {
+            let (path, inside) = (path.clone(), inside.clone());
+            tokio::spawn(async move {
+                for _ in 0..20 {
+                    let _lock = StartLock::take(&path).await.unwrap();
+                    assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two hold it");
+                    tokio::task::yield_now().await;
+                    inside.fetch_sub(1, Ordering::SeqCst);
+                }
+            })
+        });
+        for one in all.collect::<Vec<_>>() {
+            one.await.unwrap();
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -26,11 +26,11 @@ pub(crate) fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o600).open(path)
 }
 
-/// The last line of the log at `path`, if there is one.
-pub(crate) fn last_line(path: &Path) -> Option<String> {
+/// The last line of the log at `path`, if anything was written after its first `from` bytes.
+pub(crate) fn last_line(path: &Path, from: u64) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES).max(from))).ok()?;
     let mut tail = Vec::new();
     file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
     String::from_utf8_lossy(&tail).lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
@@ -92,8 +92,9 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "third\nfourth line\n");
         let old = path.with_file_name("agent.log.1");
         assert_eq!(fs::read_to_string(&old).unwrap(), "first line\nsecond\n");
-        assert_eq!(last_line(&path).unwrap(), "fourth line");
+        assert_eq!(last_line(&path, 0).unwrap(), "fourth line");
+        assert_eq!(last_line(&path, 18), None, "what stood there before tells nothing");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert_eq!(last_line(Path::new("/nowhere")), None);
+        assert_eq!(last_line(Path::new("/nowhere"), 0), None);
     }
 }

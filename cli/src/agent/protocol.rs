@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::commands::mount::OpenAnswer;
+use crate::trust_report::TrustReport;
 use fs_core::config::{ClientCertificate, Credentials, OriginConfig, RetryPolicy};
 use fs_core::mount::host::LoadWish;
 use fs_core::mount::launch::LaunchChoice;
@@ -187,6 +188,13 @@ pub(crate) enum Reply {
         total: u64,
         /// What is being done.
         message: String,
+    },
+    /// Long work begins, on that version; sent once, at most. What was decided of it holds also if the work is broken off.
+    Begun {
+        /// The version.
+        version: String,
+        /// What whoever uses it should know.
+        trust: TrustReport,
     },
     /// It succeeded.
     Done {

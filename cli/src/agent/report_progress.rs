@@ -76,7 +76,10 @@ pub(crate) fn load_in_words(status: &LoadStatus) -> String {
     match status.state {
         LoadState::Waiting => format!("starts in {} s", status.starts_in_seconds.unwrap_or(0)),
         LoadState::Checking => "looking for what is here".to_owned(),
-        LoadState::Loading => "loading".to_owned(),
+        LoadState::Loading => match status.stalled_seconds {
+            Some(seconds) => format!("loading, but nothing has come for {seconds} s; is its origin away?"),
+            None => "loading".to_owned(),
+        },
         LoadState::Paused => "paused while somebody reads".to_owned(),
         LoadState::OfflineReady => "ready for offline use".to_owned(),
         LoadState::Stopped => "stopped; streamfs load goes on, streamfs unload gives it up".to_owned(),

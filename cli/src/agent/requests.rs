@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fs_core::ErrorKind;
 use fs_core::location::PackageLocation;
 use fs_core::mount::host::Pinned;
 use fs_core::trust::client::Freshness;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::protocol::{MountRequest, OriginWire, PackageWire, Request, WirePath};
+use super::protocol::{MountRequest, OriginWire, PackageWire, Reply, Request, WirePath};
 use super::report_progress::{follow_load, with_progress};
 use super::session::Replies;
 use super::table::{MountWish, Remounted, Table};
@@ -53,8 +54,9 @@ pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Repl
         Request::Load { package, load } => {
             let (location, trust_root) = learn(package, table)?;
             let pinned = table.host().pin(&location, trust_root.as_deref()).await?;
+            replies.send(begun(&pinned)).await;
             let load = table.host().begin_load(&pinned.mount, &load.wish(false))?;
-            value(&of_version(&pinned, follow_load(&load, &replies).await?))
+            value(&of_version(&pinned, follow_load(&load, &replies).await.map_err(what_came_is_kept)?))
         }
         Request::Unload { package } => {
             let (location, _) = learn(package, table)?;
@@ -66,6 +68,7 @@ pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Repl
             if let Freshness::Offline { reason } = &pinned.freshness {
                 anyhow::bail!("what is stored there cannot be read at present: {reason}");
             }
+            replies.send(begun(&pinned)).await;
             let summary = with_progress(&replies, |progress| table.host().verify(&pinned.mount, progress)).await?;
             value(&of_version(&pinned, summary))
         }
@@ -75,6 +78,20 @@ pub(crate) async fn answer(request: Request, shared: &Arc<Shared>, replies: Repl
             Ok(Value::Null)
         }
     }
+}
+
+/// What to do about a load whose origin is away.
+fn what_came_is_kept(e: fs_core::Error) -> anyhow::Error {
+    match e.kind() {
+        ErrorKind::Unreachable | ErrorKind::TimedOut => {
+            anyhow::anyhow!("{e}; what came is kept, and another `streamfs load` goes on with it")
+        }
+        _ => e.into(),
+    }
+}
+
+fn begun(pinned: &Pinned) -> Reply {
+    Reply::Begun { version: pinned.mount.identity().version.clone(), trust: pinned.into() }
 }
 
 fn of_version<T>(pinned: &Pinned, summary: T) -> OfVersion<T> {

@@ -56,6 +56,7 @@ pub(crate) async fn start(cache_dir: &Path, settings: &InForce) -> anyhow::Resul
     let log_path = log_file::path(cache_dir);
     let log =
         log_file::open(&log_path).with_context(|| format!("cannot write {}", log_path.display())).with_context(what)?;
+    let logged = log.metadata().map_or(0, |meta| meta.len());
     let program = std::env::current_exe().context("cannot find this program's own file").with_context(what)?;
     let mut command = tokio::process::Command::new(program);
     command.arg("agent").args(AgentArguments::of(cache_dir, settings).to_command_line());
@@ -75,8 +76,19 @@ pub(crate) async fn start(cache_dir: &Path, settings: &InForce) -> anyhow::Resul
         Some(Ok(Readiness::Ready)) => Ok(()),
         Some(Ok(Readiness::Failed(why))) => Err(anyhow!(why)),
         _ => {
-            let why = log_file::last_line(&log_path).unwrap_or_else(|| "it died without a word".to_owned());
+            let why = log_file::last_line(&log_path, logged).unwrap_or_else(|| why_silent(cache_dir));
             Err(anyhow!("{why} (see {})", log_path.display())).with_context(what)
         }
+    }
+}
+
+/// What is to be said of an agent that ended and logged nothing.
+fn why_silent(cache_dir: &Path) -> String {
+    // A process needs a page at least to write anything.
+    let is_full = rustix::fs::statvfs(cache_dir).is_ok_and(|disk| disk.f_bavail * disk.f_frsize < 64 << 10);
+    if is_full {
+        format!("no space left on the disk of {}: make room there", cache_dir.display())
+    } else {
+        "it died without a word".to_owned()
     }
 }

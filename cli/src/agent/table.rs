@@ -150,6 +150,12 @@ impl Entry {
     pub(crate) fn status(&self) -> MountStatus {
         let News { newer, freshness, revoked } = self.news();
         let shown = self.shown.lock().clone();
+        // A read that failed knows sooner than the next question for newer versions.
+        let failure = shown.mount.metrics().last_failure.filter(|failure| failure.is_away);
+        let freshness = match failure {
+            Some(failure) if freshness.is_fresh() => FreshnessReport::offline(failure.reason),
+            _ => freshness,
+        };
         MountStatus { newer, freshness, revoked, ..status_of(&self.dir, &shown, MountState::Mounted) }
     }
 }

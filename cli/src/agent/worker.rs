@@ -47,7 +47,10 @@ pub(crate) struct Shared {
 
 /// Runs the worker until it is told to end, or nobody has needed it for a while.
 pub(crate) async fn run(arguments: &AgentArguments, interrupt: Interrupt) -> anyhow::Result<()> {
-    start_logging(arguments)?;
+    if let Err(error) = start_logging(arguments) {
+        // A full disk, most often: what is cached is served even so.
+        let _ = writeln!(std::io::stderr(), "streamfs: going on without a log: {error:#}");
+    }
     let started = start(arguments).await;
     let (listener, files, shared, _lock) = match started {
         Ok(started) => started,
@@ -198,7 +201,10 @@ fn start_logging(arguments: &AgentArguments) -> anyhow::Result<()> {
     let path = log_file::path(&arguments.cache);
     let log = RotatingLog::open(path.clone()).with_context(|| format!("cannot write {}", path.display()))?;
     let filter = EnvFilter::try_from_env("STREAMFS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Arc::new(log));
+    // What cannot be logged is lost. Told on standard error, which is the same file, it would end the process.
+    let log = log.log_internal_errors(false);
     // Fails only if a test already set one up.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Arc::new(log)).try_init();
+    let _ = log.try_init();
     Ok(())
 }

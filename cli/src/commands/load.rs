@@ -11,6 +11,7 @@ use super::{Context, Package};
 use crate::agent::client::AgentConnection;
 use crate::agent::protocol::{LoadWire, Request};
 use crate::arguments::{self, CacheArguments};
+use crate::interrupt::Interrupted;
 use crate::report;
 use crate::trust_report::OfVersion;
 
@@ -76,12 +77,19 @@ pub(super) async fn run(arguments: LoadArguments, context: &Context) -> anyhow::
     let bar = context.bar();
     let work = async {
         let mut agent = AgentConnection::connect_or_start(&settings).await?;
+        context.tell_when_begun(&mut agent, &bar);
         let request = Request::Load { package: package.wire(&settings), load: arguments.load.wire() };
         agent.request::<OfVersion<Value>>(&request, |done, total, message| bar.show(done, total, message)).await
     };
-    let loaded = work.await.with_context(|| format!("cannot load {}", package.location))?;
+    let loaded = context.interrupt.or(work).await;
     drop(bar);
-    context.tell(&loaded.version, &loaded.trust);
+    if loaded.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
+        let location = &package.location;
+        context.remark(format!(
+            "broken off; what came is kept: `streamfs load {location}` goes on with it, `streamfs unload {location}` gives it up"
+        ));
+    }
+    let loaded = loaded.with_context(|| format!("cannot load {}", package.location))?;
     if arguments.json {
         return report::json(&loaded);
     }

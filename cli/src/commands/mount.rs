@@ -68,7 +68,7 @@ pub struct MountArguments {
     /// How often to ask for newer versions [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     poll_interval: Option<Duration>,
-    /// A read that could not be answered for this long fails [default: 60s]
+    /// A fetch that did not succeed for this long fails; a read may need several in turn [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     deadline: Option<Duration>,
     /// Print what was mounted as JSON

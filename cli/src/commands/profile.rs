@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use fs_core::mount::record::RecordedTotals;
 use fs_core::package::launch::is_launch_name;
@@ -119,6 +119,13 @@ pub(super) async fn run(arguments: ProfileArguments, context: &Context) -> anyho
     };
     let runs = recorded.len() as u32;
     let profile = Profile::merge(&recorded).context("nothing was recorded")?;
+    if totals(&profile).bytes_read == 0 {
+        ended(last.over).map_or(Ok(()), child::check)?;
+        return Err(anyhow!(
+            "the program read nothing of the package, so there is nothing to record; start what is in the package (bin/x, or {{mount}}/bin/x), not a copy elsewhere"
+        ))
+        .with_context(what);
+    }
     written.finish(&profile.to_bytes())?;
     let failure = ended(last.over).map_or(Ok(()), child::check);
     if let Err(error) = &failure {
@@ -275,7 +282,13 @@ pub(super) fn read_profile(file: &Path) -> anyhow::Result<Profile> {
         bail!("{}: it is longer than any profile ({})", what(), report::bytes(length));
     }
     let bytes = fs::read(file).with_context(what)?;
-    Ok(Profile::parse(&bytes, &file.display().to_string())?)
+    parse_profile(&bytes, file)
+}
+
+/// The profile that stands in `bytes`, which are `file`'s.
+pub(super) fn parse_profile(bytes: &[u8], file: &Path) -> anyhow::Result<Profile> {
+    let what = || format!("cannot use {} as a recording of a launch, as `streamfs profile` makes them", file.display());
+    Profile::parse(bytes, &file.display().to_string()).with_context(what)
 }
 
 /// A file that appears whole or not at all; what is no file (`/dev/null`, a pipe) is written to as it is.
@@ -297,6 +310,9 @@ impl Output {
             return Ok(Self { path: path.to_owned(), file: None });
         }
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // Asked first, because what fails below is named by the name that the file has meanwhile.
+        let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        rustix::fs::access(folder, access).map_err(std::io::Error::from).with_context(what)?;
         // As any file that a program writes, less what the user's mask takes away.
         let mode = fs::Permissions::from_mode(0o666);
         let file = tempfile::Builder::new().permissions(mode).tempfile_in(folder).with_context(what)?;

@@ -32,8 +32,8 @@ pub struct PublishArguments {
     /// Channel that points at the new version; may be repeated
     #[arg(long, value_name = "NAME", default_value = DEFAULT_CHANNEL)]
     channel: Vec<String>,
-    /// Folder of the private signing keys, made on first use [default: ~/.config/streamfs/keys]
-    #[arg(long, value_name = "DIR", env = "STREAMFS_KEYS")]
+    /// Folder of the private signing keys, made on first use [environment: STREAMFS_KEYS] [default: ~/.config/streamfs/keys]
+    #[arg(long, value_name = "DIR")]
     keys: Option<PathBuf>,
     /// zstd level, 1 (fast) to 19 (small)
     #[arg(long, value_name = "N", default_value_t = DEFAULT_LEVEL, value_parser = clap::value_parser!(i32).range(1..=19))]
@@ -57,6 +57,7 @@ pub struct PublishArguments {
 
 pub(super) async fn run(arguments: PublishArguments, context: &Context) -> anyhow::Result<()> {
     let (request, json) = (prepare(&arguments, context)?, arguments.json);
+    let keys_dir = request.keys_dir.clone();
     let what = format!("cannot publish {} {}", request.package, request.version);
     let bar = context.bar();
     // Publishing watches for the interrupt itself and leaves the old state behind.
@@ -66,7 +67,11 @@ pub(super) async fn run(arguments: PublishArguments, context: &Context) -> anyho
         (result, _) => result.context(what)?,
     };
     if summary.root_key_created {
-        context.remark(format!("made new signing keys for {}; keep a copy of them", summary.package));
+        context.remark(format!(
+            "made new signing keys for {} in {}; keep a copy of them",
+            summary.package,
+            keys_dir.display()
+        ));
     }
     for skipped in &summary.skipped {
         context.remark(format!("left out {skipped}"));
@@ -142,7 +147,7 @@ fn read_profile(path: &Path) -> anyhow::Result<Profile> {
     // One byte more than allowed is enough to refuse it.
     let file = File::open(path).with_context(reading)?;
     file.take(PROFILE_MAX_BYTES as u64 + 1).read_to_end(&mut bytes).with_context(reading)?;
-    Ok(Profile::parse(&bytes, &path.display().to_string())?)
+    super::profile::parse_profile(&bytes, path)
 }
 
 fn in_words(summary: &PublishSummary) -> String {

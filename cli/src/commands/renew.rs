@@ -20,8 +20,8 @@ pub struct RenewArguments {
     /// CONTENT/PACKAGE; CONTENT is a folder
     #[arg(value_name = "CONTENT/PACKAGE")]
     package: String,
-    /// Folder of the private signing keys [default: ~/.config/streamfs/keys]
-    #[arg(long, value_name = "DIR", env = "STREAMFS_KEYS")]
+    /// Folder of the private signing keys [environment: STREAMFS_KEYS] [default: ~/.config/streamfs/keys]
+    #[arg(long, value_name = "DIR")]
     keys: Option<PathBuf>,
     /// Print the new expiry as JSON
     #[arg(long)]

@@ -20,8 +20,8 @@ pub struct RevokeArguments {
     /// CONTENT/PACKAGE@VERSION; CONTENT is a folder
     #[arg(value_name = "CONTENT/PACKAGE@VERSION")]
     package: String,
-    /// Folder of the private signing keys [default: ~/.config/streamfs/keys]
-    #[arg(long, value_name = "DIR", env = "STREAMFS_KEYS")]
+    /// Folder of the private signing keys [environment: STREAMFS_KEYS] [default: ~/.config/streamfs/keys]
+    #[arg(long, value_name = "DIR")]
     keys: Option<PathBuf>,
     /// Print what was revoked as JSON
     #[arg(long)]

@@ -35,7 +35,7 @@ pub struct LaunchArguments {
     /// File with the package's trusted root keys (root.json); else they are pinned on first use
     #[arg(long, value_name = "FILE")]
     pub(super) trust_root: Option<PathBuf>,
-    /// A read that could not be answered for this long fails [default: 60s]
+    /// A fetch that did not succeed for this long fails; a read may need several in turn [default: 60s]
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     pub(super) deadline: Option<Duration>,
     /// What to run. {mount} stands for the directory that shows the package; a program like bin/x is the package's

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::Args;
-use fs_core::mount::host::LoadStatus;
+use fs_core::mount::host::{LoadState, LoadStatus, recorded_loads};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -16,6 +16,7 @@ use crate::agent::client::AgentConnection;
 use crate::agent::protocol::{Request, WirePath};
 use crate::agent::registry::{self, AgentDescription};
 use crate::agent::report_progress::load_in_words;
+use crate::settings::InForce;
 use crate::trust_report::FreshnessReport;
 use crate::{agent, mount_point, report};
 
@@ -79,9 +80,19 @@ pub(crate) struct AgentReport {
     pub(crate) loads: Vec<LoadStatus>,
 }
 
+/// What is loaded in a cache that no agent has open.
+#[derive(Serialize)]
+struct IdleCache {
+    cache_dir: WirePath,
+    loads: Vec<LoadStatus>,
+}
+
 #[derive(Serialize)]
 struct StatusReport {
     agents: Vec<AgentReport>,
+    /// The cache in force, if no agent runs for it and something is loaded in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idle: Option<IdleCache>,
     /// Directories where mounts of dead agents stand.
     dead: Vec<WirePath>,
 }
@@ -100,6 +111,7 @@ pub(super) async fn ask_agents() -> anyhow::Result<Vec<(AgentReport, AgentConnec
 
 pub(super) async fn run(arguments: StatusArguments, context: &Context) -> anyhow::Result<()> {
     let what = "cannot tell the status";
+    let settings = context.settings(None).context(what)?;
     let mut agents: Vec<_> = ask_agents().await.context(what)?.into_iter().map(|(report, _)| report).collect();
     let mut dead = agent::stale_mounts().context(what)?;
     if let Some(dir) = &arguments.dir {
@@ -120,17 +132,40 @@ pub(super) async fn run(arguments: StatusArguments, context: &Context) -> anyhow
             anyhow::bail!("nothing of streamfs is mounted at {}", dir.display());
         }
     }
+    let idle = if arguments.dir.is_none() { idle_cache(&settings, &agents) } else { None };
     if arguments.prometheus {
         return report::text(&prometheus::text(&agents));
     }
     let dead = dead.into_iter().map(WirePath).collect();
-    let status = StatusReport { agents, dead };
+    let status = StatusReport { agents, idle, dead };
     if arguments.json { report::json(&status) } else { print(&status) }
+}
+
+/// What is loaded in the cache in force, if no agent can be asked.
+fn idle_cache(settings: &InForce, agents: &[AgentReport]) -> Option<IdleCache> {
+    // A cache that is not there or may not be seen has nothing to tell.
+    let cache_dir = settings.cache_dir().ok()?.canonicalize().ok()?;
+    if agents.iter().any(|report| report.agent.cache_dir.0 == cache_dir) {
+        return None;
+    }
+    let loads = recorded_loads(&cache_dir);
+    (!loads.is_empty()).then_some(IdleCache { cache_dir: WirePath(cache_dir), loads })
 }
 
 fn print(status: &StatusReport) -> anyhow::Result<()> {
     if status.agents.is_empty() && status.dead.is_empty() {
-        return report::line("nothing is mounted");
+        report::line("nothing is mounted")?;
+    }
+    if let Some(IdleCache { cache_dir, loads }) = &status.idle {
+        report::line(format!("no agent runs for the cache {cache_dir}; in it are"))?;
+        for load in loads {
+            let (done, total) = (report::bytes(load.done_bytes), report::bytes(load.total_bytes));
+            let words = match load.state {
+                LoadState::Waiting => "not complete; the next agent goes on with it".to_owned(),
+                _ => load_in_words(load),
+            };
+            report::line(format!("  {}: {words}, {done} of {total}", load.location))?;
+        }
     }
     for AgentReport { agent, cache, mounts, loads } in &status.agents {
         let number = |name: &str| cache.get(name).and_then(Value::as_u64).unwrap_or(0);
@@ -178,6 +213,14 @@ fn in_words(mount: &MountStatus) -> String {
     if let Some(newer) = &mount.newer {
         parts.push(format!("newer version available: {newer} (streamfs remount {dir})"));
     }
+    if let Some(failure) = mount.statistics.get("last_failure").filter(|failure| failure.is_object()) {
+        let count = mount.statistics.get("questions_failed").and_then(Value::as_u64).unwrap_or(1);
+        let ago = failure.get("seconds_ago").and_then(Value::as_u64).unwrap_or(0);
+        let reason = failure.get("reason").and_then(Value::as_str).unwrap_or_default();
+        // The same words need not stand there twice.
+        let reason = if mount.freshness.is_fresh() { format!(": {reason}") } else { String::new() };
+        parts.push(format!("reads FAIL ({count}, the last {ago} s ago{reason})"));
+    }
     parts.extend(mount.freshness.in_words());
     parts.join(", ")
 }
@@ -201,7 +244,11 @@ mod tests {
             newer: Some("2".into()),
             freshness: FreshnessReport::offline("no route".into()),
             revoked: true,
-            statistics: serde_json::json!({ "bytes_fetched": 2048 }),
+            statistics: serde_json::json!({
+                "bytes_fetched": 2048,
+                "questions_failed": 3,
+                "last_failure": { "seconds_ago": 7, "reason": "no route", "is_away": true },
+            }),
         };
         let words = in_words(&mount);
         for part in [
@@ -210,6 +257,7 @@ mod tests {
             "2.00 KiB fetched",
             "newer version available: 2",
             "offline: no route",
+            "reads FAIL (3, the last 7 s ago)",
             "REVOKED",
         ] {
             assert!(words.contains(part), "{words}");

@@ -27,6 +27,8 @@ pub struct UnmountArguments {
 pub(super) async fn run(arguments: UnmountArguments, _context: &Context) -> anyhow::Result<()> {
     let what = || format!("cannot unmount {}", arguments.dir.display());
     let dir = mount_point::resolve(&arguments.dir).with_context(what)?;
+    // Whoever stands in the directory and unmounts it would else be told that this very command uses it.
+    std::env::set_current_dir("/").with_context(what)?;
     let mut was_dead = false;
     match super::agent_of(&dir).await.with_context(what)? {
         Some((mut agent, _)) => {

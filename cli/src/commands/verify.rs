@@ -44,12 +44,12 @@ pub(super) async fn run(arguments: VerifyArguments, context: &Context) -> anyhow
     let bar = context.bar();
     let work = async {
         let mut agent = AgentConnection::connect_or_start(&settings).await?;
+        context.tell_when_begun(&mut agent, &bar);
         let request = Request::Verify { package: package.wire(&settings) };
         agent.request::<OfVersion<Summary>>(&request, |done, total, message| bar.show(done, total, message)).await
     };
     let verified = work.await.with_context(|| format!("cannot verify {}", package.location))?;
     drop(bar);
-    context.tell(&verified.version, &verified.trust);
     let Summary { objects, bytes, damaged } = &verified.summary;
     if arguments.json {
         report::json(&verified)?;

@@ -88,6 +88,8 @@ struct Attempts {
     allowed: Duration,
     /// Tries that failed, since the last byte that arrived.
     failed: u32,
+    /// Why the last try failed.
+    last: Option<String>,
     /// Whether absence may be temporary.
     absence_may_pass: bool,
     /// Tries at most, whatever the failure.
@@ -105,6 +107,7 @@ impl Attempts {
             deadline: started + allowed,
             allowed,
             failed: 0,
+            last: None,
             absence_may_pass,
             tries_max: u32::MAX,
         }
@@ -119,7 +122,19 @@ impl Attempts {
         let stall = Instant::now() + patience;
         tokio::time::timeout_at(stall.min(self.deadline), step)
             .await
-            .map_err(|_| if stall < self.deadline { self.timed_out(patience) } else { self.timed_out(self.allowed) })
+            .map_err(|_| if stall < self.deadline { self.timed_out(patience) } else { self.given_up() })
+    }
+
+    /// The deadline passed in the middle of a try: what was wrong before says more than that.
+    fn given_up(&self) -> Error {
+        match &self.last {
+            None => self.timed_out(self.allowed),
+            Some(last) => Error::Unreachable {
+                object: self.object.to_string(),
+                origin: self.inner.origin().to_owned(),
+                reason: format!("{last}; it was tried for {} s", self.allowed.as_secs_f32().round()),
+            },
+        }
     }
 
     fn tries_for(&self, error: &Error) -> u32 {
@@ -153,6 +168,9 @@ impl Attempts {
             return Err(error);
         }
         tracing::debug!(object = %self.object, failed = self.failed, ?pause, %error, "trying again");
+        if let Error::Unreachable { reason, .. } | Error::Overloaded { reason, .. } = error {
+            self.last = Some(reason);
+        }
         tokio::time::sleep_until(next).await;
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! Blobs on disk within a quota.
 
+mod room;
+
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use self::room::{FreeSpace, LARGEST_BLOCK_BYTES};
 use super::index::{Batch, Index};
 use super::open_files::OpenFiles;
 use super::{Blob, CacheStatus, InUse};
@@ -26,10 +29,8 @@ const BLOBS_DIR: &str = "blobs";
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
 /// After a failed write, storing is tried again after this long.
 const DEGRADED_FOR: Duration = Duration::from_secs(10);
-/// Eviction begins when this share of the quota is used, so that storing need not stop for it ...
-const EVICT_ABOVE_PERCENT: u64 = 95;
-/// ... and ends here.
-const EVICT_TO_PERCENT: u64 = 85;
+/// Stays free whatever is configured: index, trusted metadata and log are on the same disk.
+const KEEP_FREE_MIN_BYTES: u64 = 1 << 20;
 
 /// Disk cache and its background thread.
 #[derive(Debug)]
@@ -50,6 +51,7 @@ struct Shared {
     dir: PathBuf,
     quota: u64,
     keep_free: u64,
+    free: Mutex<FreeSpace>,
     index: Index,
     blobs: Mutex<Blobs>,
     open_files: Arc<OpenFiles>,
@@ -63,6 +65,8 @@ struct Shared {
     wake: mpsc::Sender<Wake>,
     /// An eviction was asked for and has not begun.
     evict_asked: AtomicBool,
+    /// When an eviction found nothing that may go.
+    in_vain: Mutex<Option<Instant>>,
     /// The index lacks something; the next agent must look through the files.
     incomplete: AtomicBool,
 }
@@ -106,7 +110,8 @@ impl Disk {
         let shared = Arc::new(Shared {
             dir: dir.join(BLOBS_DIR),
             quota,
-            keep_free,
+            keep_free: keep_free.max(KEEP_FREE_MIN_BYTES),
+            free: Mutex::new(FreeSpace::of(dir)),
             index,
             blobs: Mutex::new(Blobs { live: HashMap::new(), recent: LruCache::new(RECENT_BLOBS_MAX), sweep_at: 0 }),
             open_files: Arc::default(),
@@ -117,6 +122,7 @@ impl Disk {
             in_use: Mutex::default(),
             wake: wake.clone(),
             evict_asked: AtomicBool::new(false),
+            in_vain: Mutex::default(),
             incomplete: AtomicBool::new(false),
         });
         let background = shared.clone();
@@ -195,6 +201,10 @@ impl Disk {
         if shared.is_degraded() {
             return false;
         }
+        if !shared.has_free_space(length) {
+            shared.ask_for_eviction();
+            return false;
+        }
         // Reserved before it is written: many threads store at once, and all together must keep the quota.
         let within = |used: u64| used.checked_add(length).filter(|after| *after <= shared.quota);
         let reserved = shared.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, within);
@@ -238,9 +248,19 @@ impl Disk {
 
     pub(super) fn unpin(&self, owner: &str) -> Result<u64> {
         self.flush();
-        let gone: HashSet<Hash> = self.shared.index.unpin(owner)?.into_iter().collect();
-        let entries = self.shared.index.entries()?;
-        Ok(entries.iter().filter(|e| !e.pinned && gone.contains(&e.content)).map(|e| e.bytes).sum())
+        let shared = &self.shared;
+        let before = shared.index.entries(None)?;
+        let after = shared.index.entries(Some(owner))?;
+        if let Err(e) = shared.index.unpin(owner) {
+            // A full disk cannot even take this note: what only this owner keeps makes room for it.
+            tracing::info!("{e}; making room for that");
+            shared.remove_to_write_index(owner);
+            shared.index.retry(true);
+            shared.index.unpin(owner)?;
+        }
+        *shared.in_vain.lock() = None;
+        let kept: HashSet<Hash> = before.iter().filter(|e| e.pinned).map(|e| e.content).collect();
+        Ok(after.iter().filter(|e| !e.pinned && kept.contains(&e.content)).map(|e| e.bytes).sum())
     }
 
     pub(super) fn pinned_owners(&self) -> Vec<String> {
@@ -250,13 +270,13 @@ impl Disk {
     pub(super) fn status(&self) -> CacheStatus {
         let shared = &self.shared;
         shared.flush();
-        let entries = shared.index.entries().unwrap_or_default();
+        let entries = shared.index.entries(None).unwrap_or_default();
         CacheStatus {
             used_bytes: shared.used.load(Ordering::Relaxed),
             quota_bytes: shared.quota,
             entries: entries.len() as u64,
             pinned_bytes: entries.iter().filter(|e| e.pinned).map(|e| e.bytes).sum(),
-            degraded: shared.why_degraded(),
+            degraded: shared.why_degraded().or_else(|| shared.why_no_free_space()),
             memory_bytes: 0,
         }
     }
@@ -267,9 +287,11 @@ impl Disk {
             return 0;
         }
         let within_quota = shared.evict_above().saturating_sub(shared.used.load(Ordering::Relaxed));
-        // Before the first block is stored, there is no folder to ask about.
-        let free = platform::disk_space(&shared.dir).map_or(u64::MAX, |(free, _)| free);
-        within_quota.min(free.saturating_sub(shared.keep_free))
+        within_quota.min(shared.free_bytes().saturating_sub(shared.keep_free))
+    }
+
+    pub(super) fn make_room(&self, bytes: u64) -> Result<(), String> {
+        self.shared.make_room(bytes)
     }
 
     pub(super) fn flush(&self) {
@@ -301,6 +323,9 @@ impl Shared {
             self.reconcile();
         }
         loop {
+            if self.index.take_forgetful() {
+                self.recount();
+            }
             match woken.recv_timeout(FLUSH_EVERY) {
                 Ok(Wake::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
                 Ok(Wake::Evict) => {
@@ -313,27 +338,22 @@ impl Shared {
                     // What is asked for from now on may not be seen by this eviction.
                     self.evict_asked.store(false, Ordering::SeqCst);
                     self.flush();
-                    self.evict();
+                    self.evict(LARGEST_BLOCK_BYTES);
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     self.flush();
-                    let free = platform::disk_space(&self.dir).map_or(u64::MAX, |(free, _)| free);
                     let used = self.used.load(Ordering::Relaxed);
-                    if used > self.evict_above() || (free < self.keep_free && used > 0) {
-                        self.evict();
+                    let is_too_much = used > self.evict_above() || (self.free_bytes() < self.keep_free && used > 0);
+                    if is_too_much && !self.is_in_vain() {
+                        self.evict(0);
                     }
                 }
             }
         }
     }
 
-    /// Bytes at which eviction begins by itself.
-    fn evict_above(&self) -> u64 {
-        self.quota / 100 * EVICT_ABOVE_PERCENT
-    }
-
     fn ask_for_eviction(&self) {
-        if !self.evict_asked.swap(true, Ordering::SeqCst) {
+        if !self.is_in_vain() && !self.evict_asked.swap(true, Ordering::SeqCst) {
             // It fails only when the cache is being closed.
             let _ = self.wake.send(Wake::Evict);
         }
@@ -347,14 +367,14 @@ impl Shared {
     }
 
     fn why_degraded(&self) -> Option<String> {
-        if let Some(why) = &self.index.unusable {
-            return Some(why.clone());
+        if let Some(why) = self.index.why_unusable() {
+            return Some(why);
         }
         self.degraded.lock().as_ref().map(|(why, _)| why.clone())
     }
 
     fn is_degraded(&self) -> bool {
-        if self.index.unusable.is_some() {
+        if self.index.is_unusable() {
             return true;
         }
         let mut degraded = self.degraded.lock();
@@ -384,108 +404,10 @@ impl Shared {
         if batch.entries.is_empty() && batch.blocks.is_empty() {
             return;
         }
-        if let Err(e) = self.index.apply(batch) {
+        if let Err(e) = self.index.apply(&batch) {
             self.incomplete.store(true, Ordering::Relaxed);
-            tracing::warn!("{e}");
+            tracing::debug!("{e}");
+            self.batch.lock().put_back(batch);
         }
-    }
-
-    /// Removes blobs, least recently used first, until quota and free space are kept. Pinned ones stay; those of
-    /// mounts in use go only when nothing else is left.
-    fn evict(&self) {
-        // Without the index it is not known what is pinned.
-        if self.index.unusable.is_some() {
-            return;
-        }
-        let used = self.used.load(Ordering::Relaxed);
-        let over_quota = used.saturating_sub(self.quota / 100 * EVICT_TO_PERCENT);
-        let free = platform::disk_space(&self.dir).map_or(u64::MAX, |(free, _)| free);
-        let mut wanted = over_quota.max(self.keep_free.saturating_sub(free).min(used));
-        if wanted == 0 {
-            return;
-        }
-        let _settling = self.settling.lock();
-        let mut in_use = HashSet::new();
-        for set in self.in_use.lock().iter().filter_map(Weak::upgrade) {
-            in_use.extend(set.blobs.lock().iter().copied());
-        }
-        let mut candidates = match self.index.entries() {
-            Ok(entries) => entries,
-            Err(e) => return tracing::warn!("cannot evict: {e}"),
-        };
-        candidates.retain(|e| !e.pinned);
-        candidates.sort_by_key(|e| (in_use.contains(&e.content), e.last_use));
-        let mut gone = Vec::new();
-        for entry in candidates {
-            if wanted == 0 {
-                break;
-            }
-            let path = self.path(&entry.content);
-            let blob = self.blobs.lock().get(&entry.content);
-            let mut batch = self.batch.lock();
-            let removed = match blob {
-                Some(blob) => blob.remove(),
-                None => std::fs::remove_file(&path),
-            };
-            match removed {
-                Ok(()) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(e) => {
-                    tracing::warn!("cannot remove {}: {e}", path.display());
-                    continue;
-                }
-            }
-            // With what was stored in it since the index was written last.
-            let unwritten = batch.entries.remove(&entry.content).map_or(0, |(bytes, _)| bytes);
-            drop(batch);
-            wanted = wanted.saturating_sub(entry.bytes + unwritten);
-            self.release(entry.bytes + unwritten);
-            gone.push(entry.content);
-        }
-        if gone.is_empty() {
-            return;
-        }
-        let set: HashSet<Hash> = gone.iter().copied().collect();
-        if let Err(e) = self.index.remove(&gone).and_then(|()| self.index.remove_blocks_of(&set)) {
-            tracing::warn!("{e}");
-        }
-        // What was degraded for want of space may be tried again.
-        *self.degraded.lock() = None;
-    }
-
-    /// After an unclean end: finds files that the index does not know, and forgets entries without a file. Files that
-    /// this agent has begun to use meanwhile are left alone: their entries are being kept.
-    fn reconcile(&self) {
-        let Ok(entries) = self.index.entries() else { return };
-        let known: HashMap<Hash, u64> = entries.iter().map(|e| (e.content, e.bytes)).collect();
-        let mut found = Vec::new();
-        let mut there = HashSet::new();
-        let shards = std::fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        for file in shards.flat_map(|s| std::fs::read_dir(s.path()).into_iter().flatten()).flatten() {
-            let Some(content) = file.file_name().to_str().and_then(|n| n.parse::<Hash>().ok()) else { continue };
-            let Ok(meta) = file.metadata() else { continue };
-            there.insert(content);
-            if self.is_being_written(&content) {
-                continue;
-            }
-            let bytes = platform::facts(&meta).allocated.min(meta.len());
-            let before = known.get(&content).copied();
-            if before != Some(bytes) {
-                self.used.fetch_add(bytes, Ordering::Relaxed);
-                self.release(before.unwrap_or(0));
-                found.push((content, bytes, now_seconds()));
-            }
-        }
-        let is_lost = |content: &&Hash| !there.contains(*content) && !self.is_being_written(content);
-        let lost: Vec<Hash> = known.keys().filter(is_lost).copied().collect();
-        self.release(lost.iter().map(|content| known[content]).sum());
-        if let Err(e) = self.index.adopt(&found).and_then(|()| self.index.remove(&lost)) {
-            self.incomplete.store(true, Ordering::Relaxed);
-            tracing::warn!("{e}");
-        }
-    }
-
-    fn is_being_written(&self, content: &Hash) -> bool {
-        self.blobs.lock().get(content).is_some_and(|blob| blob.is_written())
     }
 }

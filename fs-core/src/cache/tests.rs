@@ -243,6 +243,33 @@ fn the_quota_is_kept_by_many_threads_and_the_unused_goes_first() {
 }
 
 #[test]
+fn what_must_stay_free_is_not_stored_in_and_the_reason_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), CacheLimits { keep_free_bytes: 1 << 60, ..limits(1 << 30) }).unwrap();
+    assert_eq!(Content::new(1, 2).store(&cache), 0);
+    assert_eq!(cache.room_bytes(), 0);
+    for why in [cache.make_room(1).unwrap_err(), cache.status().degraded.unwrap()] {
+        assert!(why.contains("keep_free keeps") && why.contains("free"), "{why}");
+    }
+}
+
+#[test]
+fn room_is_made_of_what_is_not_pinned() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path(), limits(20 * BLOCK as u64)).unwrap();
+    let (pinned, other) = (Content::new(1, 8), Content::new(2, 8));
+    assert_eq!((pinned.store(&cache), other.store(&cache)), (8, 8));
+    cache.pin("app@1", &[pinned.name]).unwrap();
+    cache.make_room(12 * BLOCK as u64).unwrap();
+    assert_eq!((pinned.found(&cache), other.found(&cache)), (8, 0));
+    let why = cache.make_room(13 * BLOCK as u64).unwrap_err();
+    assert!(why.contains("is full") && why.contains("streamfs unload") && why.contains("cache_size"), "{why}");
+    assert_eq!(cache.unpin("app@1").unwrap(), 8 * BLOCK as u64);
+    cache.make_room(13 * BLOCK as u64).unwrap();
+    assert_eq!(pinned.found(&cache), 0);
+}
+
+#[test]
 fn pins_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let pinned = Content::new(1, 4);

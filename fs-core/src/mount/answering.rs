@@ -61,8 +61,8 @@ impl Mount {
         Answer::Later(Box::pin(async move {
             let mut waits = Waits::default();
             let result = this.bring_until_answered(need, held, Urgency::Demand, &mut waits, question).await;
-            this.metrics.answered(&result);
             this.metrics.waited(&waits);
+            this.metrics.answered(&result);
             told(&this, asked, &result, waits);
             result
         }))

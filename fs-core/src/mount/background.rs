@@ -33,14 +33,20 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::fetch::Urgency;
 use crate::fetch::pace::Pace;
 use crate::location::PackageLocation;
+use crate::package::block::BLOCK_MAX_BYTES;
 use crate::package::{Hash, NodeId};
 use crate::trust::files::{self, Access};
 
+/// Folder of the records in the cache directory.
+const LOADS_DIR: &str = "loads";
 /// Most records that an agent takes up.
 const RECORDS_MAX: usize = 1024;
 /// Pause before a load that nobody waits for is tried again; it doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_secs(15);
 const RETRY_LONGEST: Duration = Duration::from_secs(600);
+
+/// A load of which nothing came for so long is said to stand still.
+const STALLED_AFTER: Duration = Duration::from_secs(5);
 
 /// How a version is to be loaded.
 #[derive(Debug, Clone, Default)]
@@ -92,6 +98,9 @@ pub struct LoadStatus {
     pub bytes_per_second: Option<u64>,
     /// When a waiting one starts.
     pub starts_in_seconds: Option<u64>,
+    /// For how long nothing has come of one that is being fetched, if that is longer than usual.
+    #[serde(default)]
+    pub stalled_seconds: Option<u64>,
     /// Why it failed.
     pub reason: Option<String>,
 }
@@ -141,7 +150,7 @@ impl Load {
             location,
             owner,
             path,
-            phase: Mutex::new((state, None)),
+            phase: Mutex::new((state, record.reason.clone())),
             pace: Arc::new(Pace::new(record.bytes_per_second)),
             counters: Arc::new(Counters { done_bytes: AtomicU64::new(record.done_bytes), ..Counters::default() }),
             total_bytes: AtomicU64::new(record.total_bytes),
@@ -162,6 +171,10 @@ impl Load {
             state = LoadState::Paused;
         }
         let starts_at = self.record.lock().starts_at;
+        // At a rate below that of a block, nothing may be due for longer.
+        let is_fast = self.pace.bytes_per_second().is_none_or(|rate| rate >= BLOCK_MAX_BYTES as u64);
+        let moved = self.counters.moved.lock().filter(|_| state == LoadState::Loading && is_fast);
+        let stalled = moved.map(|moved| moved.elapsed()).filter(|since| *since >= STALLED_AFTER);
         LoadStatus {
             location: self.location.to_string(),
             state,
@@ -171,6 +184,7 @@ impl Load {
             fetched_bytes: self.counters.fetched_bytes.load(Ordering::Relaxed),
             bytes_per_second: self.pace.bytes_per_second(),
             starts_in_seconds: (state == LoadState::Waiting).then(|| starts_at.saturating_sub(now_seconds())),
+            stalled_seconds: stalled.map(|since| since.as_secs()),
             reason,
         }
     }
@@ -209,19 +223,20 @@ impl Load {
     }
 
     /// Writes what the next agent must know.
-    fn save(&self, state: Recorded) -> Result<()> {
+    fn save(&self, state: Recorded, reason: Option<String>) -> Result<()> {
         let mut record = self.record.lock();
         record.state = state;
+        record.reason = reason;
         record.bytes_per_second = self.pace.bytes_per_second();
         record.in_background = self.in_background.load(Ordering::Acquire);
         record.done_bytes = self.counters.done_bytes.load(Ordering::Relaxed);
         record.total_bytes = self.total_bytes.load(Ordering::Relaxed);
         let bytes = serde_json::to_vec(&*record).map_err(|e| Error::local("write", &self.path, e.into()))?;
-        files::write_atomic(&self.path, &bytes, Access::Private)
+        record::write(&self.path, bytes)
     }
 
-    fn save_or_warn(&self, state: Recorded) {
-        if let Err(e) = self.save(state) {
+    fn save_or_warn(&self, state: Recorded, reason: Option<String>) {
+        if let Err(e) = self.save(state, reason) {
             tracing::warn!("{e}; the next agent will not know how far the load of {} is", self.location);
         }
     }
@@ -242,7 +257,9 @@ impl Load {
                 },
             };
             let waited_for = self.holders.load(Ordering::Acquire) > 0;
-            if waited_for || !may_pass(&failed) {
+            // Room may be made by anybody who uses the disk.
+            let by_itself = self.in_background.load(Ordering::Acquire) && matches!(failed, Error::NoRoom { .. });
+            if waited_for || !(may_pass(&failed) || by_itself) {
                 break Err(failed);
             }
             tracing::info!("loading {} failed ({failed}); it is tried again in {} s", self.location, pause.as_secs());
@@ -257,15 +274,16 @@ impl Load {
         };
         match &outcome {
             Ok(_) => {
-                self.save_or_warn(Recorded::Complete);
+                self.save_or_warn(Recorded::Complete, None);
                 self.enter(LoadState::OfflineReady, None);
             }
             Err(Error::Cancelled) => {
-                self.save_or_warn(Recorded::Stopped);
+                self.save_or_warn(Recorded::Stopped, None);
                 self.enter(LoadState::Stopped, None);
             }
             Err(e) => {
-                self.save_or_warn(Recorded::Stopped);
+                tracing::warn!("loading {} failed: {e}", self.location);
+                self.save_or_warn(Recorded::Stopped, Some(e.to_string()));
                 self.enter(LoadState::Failed, Some(e.to_string()));
             }
         }
@@ -307,7 +325,7 @@ impl Load {
         self.enter(LoadState::Loading, None);
         *self.mount.lock() = Arc::downgrade(&mount);
         self.total_bytes.store(mount.descriptor.totals.allocated_bytes, Ordering::Relaxed);
-        self.save_or_warn(Recorded::UnderWay);
+        self.save_or_warn(Recorded::UnderWay, None);
         let first = first_of_all(host, &mount).await;
         load::load(&cache, &mount, first, &self.pace, &self.counters).await
     }
@@ -372,7 +390,7 @@ impl Drop for Loads {
 
 impl Loads {
     pub(super) fn new(cache_dir: &Path) -> Self {
-        Self { dir: cache_dir.join("loads"), all: Mutex::default() }
+        Self { dir: cache_dir.join(LOADS_DIR), all: Mutex::default() }
     }
 
     /// Ends all work; the next agent goes on with it.
@@ -402,6 +420,27 @@ impl Loads {
     }
 }
 
+/// What stands on disk of the loads in a cache that no agent has open: as the last one left them. A load that was under
+/// way is waiting; the next agent goes on with it. Whether all files are still there was not looked at.
+pub fn recorded_loads(cache_dir: &Path) -> Vec<LoadStatus> {
+    let dir = cache_dir.join(LOADS_DIR);
+    let records = std::fs::read_dir(&dir).into_iter().flatten().flatten().take(RECORDS_MAX);
+    let mut loads: Vec<LoadStatus> = records
+        .filter_map(|entry| record::read(&entry.path()).ok())
+        .map(|(location, record)| {
+            let state = match (record.state, &record.reason) {
+                (Recorded::Complete, _) => LoadState::OfflineReady,
+                (Recorded::UnderWay, _) => LoadState::Waiting,
+                (Recorded::Stopped, Some(_)) => LoadState::Failed,
+                (Recorded::Stopped, None) => LoadState::Stopped,
+            };
+            Load::new(&dir, location, record, state).status()
+        })
+        .collect();
+    loads.sort_by(|a, b| a.location.cmp(&b.location));
+    loads
+}
+
 impl Host {
     /// Begins to bring everything of `mount`'s version here and to pin it, or joins the load that does so already.
     ///
@@ -427,6 +466,7 @@ impl Host {
             streamfs_load: record::FORMAT,
             location: location.to_string(),
             state: Recorded::UnderWay,
+            reason: None,
             bytes_per_second: wish.bytes_per_second,
             starts_at: now_seconds() + jitter,
             in_background: wish.in_background,
@@ -437,7 +477,7 @@ impl Host {
         };
         files::create_dir(&self.loads.dir, Access::Private)?;
         let load = Load::new(&self.loads.dir, location, record, LoadState::Loading);
-        load.save(Recorded::UnderWay)?;
+        load.save(Recorded::UnderWay, None)?;
         self.loads.insert(self, load.clone(), Some(mount.clone()), Recorded::UnderWay);
         Ok(load)
     }
@@ -457,7 +497,11 @@ impl Host {
                         let _ = self.settings().origins.set(&location.package_key(), config);
                     }
                     let recorded = record.state;
-                    let state = if recorded == Recorded::Stopped { LoadState::Stopped } else { LoadState::Checking };
+                    let state = match (recorded, &record.reason) {
+                        (Recorded::Stopped, Some(_)) => LoadState::Failed,
+                        (Recorded::Stopped, None) => LoadState::Stopped,
+                        (Recorded::UnderWay | Recorded::Complete, _) => LoadState::Checking,
+                    };
                     self.loads.insert(self, Load::new(&self.loads.dir, location, record, state), None, recorded);
                 }
                 Err(e) => {

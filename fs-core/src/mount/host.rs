@@ -39,7 +39,7 @@ use crate::trust::store::TrustStore;
 use crate::trust::tail::Tail;
 use crate::trust::{Catalog, VersionRecord};
 
-pub use super::background::{Holder, Load, LoadState, LoadStatus, LoadWish};
+pub use super::background::{Holder, Load, LoadState, LoadStatus, LoadWish, recorded_loads};
 pub use super::load::LoadSummary;
 pub use super::verify::VerifySummary;
 pub use crate::cache::CacheStatus;
@@ -435,7 +435,10 @@ async fn open_mount(
     if descriptor.package != location.package || descriptor.version != record.version {
         return Err(Error::Untrusted {
             package: package.key.clone(),
-            reason: format!("{whence} is signed, but says that it is {} {}", descriptor.package, descriptor.version),
+            reason: format!(
+                "{whence} is signed, but says that it is {} {}; a package's folder keeps the name that it was published under: rename it back to {}, or publish its versions anew under the other name",
+                descriptor.package, descriptor.version, descriptor.package
+            ),
             source: None,
         });
     }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures::TryStreamExt;
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::pages::Held;
@@ -60,6 +62,8 @@ pub(super) struct Counters {
     pub(super) done_bytes: AtomicU64,
     /// Stored bytes that were fetched.
     pub(super) fetched_bytes: AtomicU64,
+    /// When something was done last.
+    pub(super) moved: Mutex<Option<Instant>>,
 }
 
 /// One thing to bring: a file's content or a node's long attributes.
@@ -96,6 +100,7 @@ pub(super) async fn load(
     let loading = Arc::new(Loading { cache: cache.clone(), mount: mount.clone(), owner, pace, counters });
     let counters = &loading.counters;
     counters.done_bytes.store(0, Ordering::Relaxed);
+    *counters.moved.lock() = Some(Instant::now());
     cache.pin(&loading.owner, &[mount.pages.blob().content()])?;
     loading.pages().await?;
     loading.ranges(first).await?;
@@ -254,19 +259,55 @@ impl Loading {
 
     async fn bring_piece(&self, piece: Piece) -> Result<()> {
         let stored: u64 = piece.iter().map(|w| u64::from(w.stored)).sum();
+        self.make_room(piece.iter().map(|w| u64::from(w.length)).sum()).await?;
         self.pace.take(stored).await;
         let blocks = self.mount.fetcher.get(piece.clone(), Urgency::Background).await?;
         self.counters.fetched_bytes.fetch_add(stored, Ordering::Relaxed);
         for (wanted, block) in piece.iter().zip(blocks) {
             if let Some((blob, at)) = &wanted.home {
-                keep(&self.cache, blob, *at, &wanted.hash, &block)?;
+                self.keep(blob, *at, &wanted.hash, block).await?;
                 self.count(if wanted.remember { u64::from(wanted.length) } else { 0 });
             }
         }
         Ok(())
     }
 
+    /// Makes sure that the cache can take `bytes` before they are fetched.
+    async fn make_room(&self, bytes: u64) -> Result<()> {
+        let cache = self.cache.clone();
+        let made = tokio::task::spawn_blocking(move || cache.make_room(bytes)).await.map_err(|_| Error::Cancelled)?;
+        made.map_err(|reason| self.no_room(reason))
+    }
+
+    /// A fetched block is on disk unless it came from memory, or storing failed: then it must not be called loaded.
+    async fn keep(&self, blob: &Arc<Blob>, at: u64, hash: &Hash, block: Bytes) -> Result<()> {
+        let length = block.len() as u64;
+        if blob.is_verified(&(at..at + length)) {
+            return Ok(());
+        }
+        let (cache, blob, hash) = (self.cache.clone(), blob.clone(), *hash);
+        let keep = move || {
+            if cache.store(&blob, at, &hash, &block) {
+                return Ok(());
+            }
+            // Somebody else took the room that there was; the piece is here, so another try costs nothing.
+            cache.make_room(length)?;
+            if cache.store(&blob, at, &hash, &block) {
+                Ok(())
+            } else {
+                Err(cache.status().degraded.unwrap_or_else(|| "it takes nothing".to_owned()))
+            }
+        };
+        let kept = tokio::task::spawn_blocking(keep).await.map_err(|_| Error::Cancelled)?;
+        kept.map_err(|reason| self.no_room(reason))
+    }
+
+    fn no_room(&self, reason: String) -> Error {
+        Error::NoRoom { what: format!("version {}", self.mount.identity.version), reason }
+    }
+
     fn count(&self, bytes: u64) {
+        *self.counters.moved.lock() = Some(Instant::now());
         self.counters.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
@@ -297,18 +338,6 @@ fn contents(mount: &Mount, held: &mut Held, nodes: RangeInclusive<u64>) -> Resul
         }
     }
     Ok(found)
-}
-
-/// A fetched block is on disk unless it came from memory, or storing failed: then it must not be called loaded.
-fn keep(cache: &Cache, blob: &Blob, at: u64, hash: &Hash, block: &[u8]) -> Result<()> {
-    if blob.is_verified(&(at..at + block.len() as u64)) || cache.store(blob, at, hash, block) {
-        return Ok(());
-    }
-    let status = cache.status();
-    let reason = status.degraded.unwrap_or_else(|| {
-        format!("the cache is full ({} of {} bytes used); raise --cache-size", status.used_bytes, status.quota_bytes)
-    });
-    Err(Error::Unsupported(format!("cannot keep the version on this machine: {reason}")))
 }
 
 /// What the publisher's launch sets hold, in their order.

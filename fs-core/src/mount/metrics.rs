@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::Mount;
 use super::launch::LaunchStatistics;
 use super::observe::Waits;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::fetch::{FetchStatistics, Source};
 
 /// Upper bounds of the histograms' buckets, in microseconds: from a block read from disk to a read's deadline.
@@ -57,12 +58,25 @@ pub struct MountMetrics {
     pub statistics: MountStatistics,
     /// Questions of any kind that could not be answered.
     pub questions_failed: u64,
+    /// The last of them that was the origin's fault, unless something came from the origin since.
+    pub last_failure: Option<LastFailure>,
     /// How long was waited, by what for and by the farthest that anything came from. Only what occurred.
     pub waits: Vec<WaitHistogram>,
     /// Where bytes came from. Only what occurred.
     pub bytes_by_source: Vec<SourceBytes>,
     /// The launch set.
     pub launch: LaunchStatistics,
+}
+
+/// A question that could not be answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LastFailure {
+    /// How long ago.
+    pub seconds_ago: u64,
+    /// Why.
+    pub reason: String,
+    /// Whether the origin is away, as far as that tells.
+    pub is_away: bool,
 }
 
 /// How often and how long was waited for one thing from one place.
@@ -118,6 +132,7 @@ pub(super) struct Metrics {
     bytes_read: AtomicU64,
     bytes_local: AtomicU64,
     questions_failed: AtomicU64,
+    last_failure: Mutex<Option<(Instant, String, bool)>>,
     brought: [AtomicU64; SOURCES.len()],
     waits: [[Histogram; SOURCES.len()]; CAUSES.len()],
 }
@@ -204,8 +219,12 @@ impl Metrics {
     /// A question was answered.
     pub(super) fn answered<T>(&self, result: &Result<T>) {
         self.note_time();
-        if result.is_err() {
-            add(&self.questions_failed, 1);
+        use ErrorKind as K;
+        let Err(e) = result else { return };
+        add(&self.questions_failed, 1);
+        let is_away = matches!(e.kind(), K::Unreachable | K::TimedOut);
+        if is_away || matches!(e.kind(), K::Denied | K::BadAnswer | K::Damaged | K::NotFound) {
+            *self.last_failure.lock() = Some((Instant::now(), e.to_string(), is_away));
         }
     }
 
@@ -218,6 +237,9 @@ impl Metrics {
     pub(super) fn waited(&self, waits: &Waits) {
         // Without a source nothing came, and failing is counted elsewhere.
         let Some(source) = waits.farthest else { return };
+        if source == Source::Origin {
+            *self.last_failure.lock() = None;
+        }
         for (cause, waited) in [waits.pages, waits.blocks].into_iter().enumerate() {
             if !waited.is_zero() {
                 self.waits[cause][place(source)].add(waited);
@@ -250,6 +272,11 @@ impl Mount {
         MountMetrics {
             statistics: self.statistics(),
             questions_failed: get(&metrics.questions_failed),
+            last_failure: metrics.last_failure.lock().as_ref().map(|(at, reason, is_away)| LastFailure {
+                seconds_ago: at.elapsed().as_secs(),
+                reason: reason.clone(),
+                is_away: *is_away,
+            }),
             waits: waits.collect(),
             bytes_by_source: std::iter::once(local).chain(brought).filter(|from| from.bytes > 0).collect(),
             launch: self.launch_statistics(),
@@ -284,5 +311,21 @@ mod tests {
         assert_eq!((count(0, Source::Origin), count(1, Source::Origin)), (1, 1));
         assert_eq!((count(0, Source::Disk), count(1, Source::Disk)), (0, 1));
         assert!(SOURCES.iter().enumerate().all(|(at, source)| place(*source) == at));
+    }
+
+    #[test]
+    fn a_failure_is_told_until_the_origin_gives_something_again() {
+        let metrics = Metrics::default();
+        let (object, origin) = ("packs/a".to_owned(), "http://h".to_owned());
+        metrics.answered::<()>(&Err(crate::error::Error::NotADirectory(1)));
+        assert!(metrics.last_failure.lock().is_none(), "a wrong question is no failure of the origin");
+        metrics.answered::<()>(&Err(crate::error::Error::Unreachable { object, origin, reason: "refused".to_owned() }));
+        metrics.answered(&Ok(()));
+        metrics.waited(&Waits { farthest: Some(Source::Disk), ..Waits::default() });
+        let last = metrics.last_failure.lock().clone().unwrap();
+        assert!(last.1.contains("refused") && last.2);
+        metrics.waited(&Waits { farthest: Some(Source::Origin), ..Waits::default() });
+        assert!(metrics.last_failure.lock().is_none());
+        assert_eq!(get(&metrics.questions_failed), 2);
     }
 }

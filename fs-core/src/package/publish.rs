@@ -170,6 +170,14 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
     progress.message("writing the tree");
     let (mut descriptor, tree_file) = write_tree(request, &tree, &mut blocks, &mut packs)?;
     let launch_objects = write_launch_objects(&chosen, &tree, &descriptor, &tree_file.0, &packs, progress)?;
+    if let Some(LaunchSummary { name, .. }) =
+        launch_objects.iter().map(|object| &object.summary).find(|set| !set.inherited && set.blocks == 0)
+    {
+        // It would replace a good one that would have been inherited.
+        return Err(Error::InvalidInput(format!(
+            "the recording of {name} names nothing to read in this version: it is empty, or of another package; record the launch again, or publish without --profile"
+        )));
+    }
     descriptor.launch = launch_objects.iter().map(|object| object.reference.clone()).collect();
     if progress.cancelled() {
         return Err(Error::Cancelled);

@@ -1,9 +1,12 @@
 //! Private keys of publishers: one file each, in a folder outside every content root.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::signature::Ed25519KeyPair;
+use parking_lot::Mutex;
 use tough::async_trait;
 use tough::key_source::KeySource;
 use tough::schema::decoded::{Decoded, Hex};
@@ -20,12 +23,14 @@ pub(super) type KeyId = Decoded<Hex>;
 #[derive(Debug, Clone)]
 pub struct KeyStore {
     dir: PathBuf,
+    /// Keys that were made and nothing published names yet: an interrupted publication leaves none behind.
+    fresh: Arc<Mutex<HashMap<KeyId, Loaded>>>,
 }
 
 impl KeyStore {
     /// Uses the folder `dir`, which is created with the first key.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), fresh: Arc::default() }
     }
 
     /// The folder.
@@ -39,24 +44,39 @@ impl KeyStore {
 
     /// Whether the key is here.
     pub(super) fn holds(&self, id: &KeyId) -> bool {
-        self.path(id).exists()
+        self.fresh.lock().contains_key(id) || self.path(id).exists()
     }
 
-    /// Makes a key and keeps it.
+    /// Makes a key, which is kept in memory until [`Self::keep`].
     pub(super) fn create(&self) -> Result<(KeyId, Key)> {
         let failed = |what: &str| Error::Unsupported(format!("the cryptography library cannot {what} an Ed25519 key"));
         let pair = Ed25519KeyPair::generate().map_err(|_| failed("make"))?;
         let der = pair.to_pkcs8().map_err(|_| failed("encode"))?;
         let key = pair.tuf_key();
         let id = key.key_id().map_err(|_| failed("name"))?;
+        // A folder that cannot be made is told before anything is stored.
         files::create_dir(&self.dir, Access::Private)?;
-        let pem = pem::encode(&pem::Pem::new("PRIVATE KEY", der.as_ref()));
-        files::write_atomic(&self.path(&id), pem.as_bytes(), Access::Private)?;
+        self.fresh.lock().insert(id.clone(), Loaded { der: der.as_ref().to_vec() });
         Ok((id, key))
+    }
+
+    /// Writes the keys that were made to the folder: before anything names them, for without them it could not be
+    /// changed any more.
+    pub(super) fn keep(&self) -> Result<()> {
+        let mut fresh = self.fresh.lock();
+        for (id, key) in fresh.iter() {
+            let pem = pem::encode(&pem::Pem::new("PRIVATE KEY", key.der.as_slice()));
+            files::write_atomic(&self.path(id), pem.as_bytes(), Access::Private)?;
+        }
+        fresh.clear();
+        Ok(())
     }
 
     /// A key for signing, checked to be private and to be the one named.
     pub(super) fn source(&self, id: &KeyId, role: &str) -> Result<Box<dyn KeySource>> {
+        if let Some(key) = self.fresh.lock().get(id) {
+            return Ok(Box::new(Loaded { der: key.der.clone() }));
+        }
         let path = self.path(id);
         let text = files::read_optional(&path)?.ok_or_else(|| {
             Error::InvalidInput(format!(
@@ -115,5 +135,25 @@ impl KeySource for Loaded {
 
     async fn write(&self, _value: &str, _key_id_hex: &str) -> Result<(), AnyError> {
         Err("keys are written by the key store only".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_written_when_they_are_kept() {
+        // Ctrl-C in the first publication of a package left three private keys that nothing named.
+        let dir = tempfile::tempdir().unwrap();
+        let store = KeyStore::new(dir.path().join("keys"));
+        let files = || std::fs::read_dir(store.dir()).unwrap().count();
+        let (id, _) = store.create().unwrap();
+        assert!(store.holds(&id) && store.source(&id, "root").is_ok());
+        assert_eq!(files(), 0);
+        assert!(!format!("{store:?}").contains("der"), "a private key is not printed");
+        store.clone().keep().unwrap();
+        assert_eq!(files(), 1);
+        assert!(KeyStore::new(store.dir()).source(&id, "root").is_ok());
     }
 }

@@ -421,6 +421,8 @@ impl Publisher {
 
     async fn publish_root(&mut self) -> Result<u64> {
         let Some(root) = self.next_root.clone() else { return Ok(0) };
+        let keys = self.keys.clone();
+        blocking(move || keys.keep()).await?;
         let bytes: Bytes = sign::to_file(&root)?;
         let path = root_path(root.signed.version.get());
         let written = self.write(&path, &bytes).await?;

@@ -29,13 +29,19 @@ struct Seen {
 
 impl Failures {
     /// Turns `error` into the errno for the application, and logs it unless that was done lately. `operation` and
-    /// `node` say what failed.
-    pub(crate) fn answer(&self, operation: &'static str, node: u64, error: &Error) -> Errno {
+    /// `path` (asked for only then) say what failed.
+    pub(crate) fn answer(
+        &self,
+        operation: &'static str,
+        path: impl FnOnce() -> Option<String>,
+        error: &Error,
+    ) -> Errno {
         let kind = error.kind();
         if is_worth_reporting(kind) {
             let cause = error.to_string();
             if let Some(suppressed) = self.admit(&cause, Instant::now()) {
-                tracing::warn!(operation, node, ?kind, suppressed, "answered EIO: {cause}");
+                let path = path().unwrap_or_else(|| "of a name that is not known here".to_owned());
+                tracing::warn!(operation, path, ?kind, suppressed, "answered EIO: {cause}");
             }
         }
         errno(kind)

@@ -172,7 +172,7 @@ impl<T: Tree, R: ListReply> Listing<T, R> {
         if self.any {
             self.reply.ok();
         } else {
-            self.reply.error(self.shared.failures.answer("readdir", self.dir.0, error));
+            self.reply.error(self.shared.failed("readdir", self.dir.0, error));
         }
         Next::Replied
     }

@@ -241,4 +241,8 @@ impl Tree for MemoryTree {
     fn identity(&self) -> &Identity {
         &self.identity
     }
+
+    fn known_path(&self, id: NodeId) -> Option<String> {
+        Some(format!("node {}", id.0))
+    }
 }

@@ -76,7 +76,7 @@ pub enum MountError {
         reason: String,
     },
     /// Somebody uses the mount.
-    #[error("{} is in use{}; end them, or unmount lazily", .dir.display(), by(.users))]
+    #[error("{} is in use{}; end them, or add --lazy", .dir.display(), by(.users))]
     Busy {
         /// The directory.
         #[serde(with = "crate::mounting::path_bytes")]

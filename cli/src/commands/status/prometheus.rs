@@ -1,8 +1,10 @@
 //! The counters of all mounts in Prometheus' text format (version 0.0.4): for node_exporter's textfile collector, or
 //! whatever else scrapes.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use fs_core::mount::host::LoadState;
 use serde_json::Value;
 
 use super::{AgentReport, MountState, MountStatus};
@@ -107,6 +109,7 @@ pub(super) fn text(agents: &[AgentReport]) -> String {
         info.add("", &labels, 1);
     }
     families.push(info);
+    families.push(older_versions(agents));
     for (name, kind, help, place) in PLAIN {
         let mut family = Family::new(name, kind, help);
         for (mount, dir) in each() {
@@ -155,6 +158,7 @@ pub(super) fn text(agents: &[AgentReport]) -> String {
         }
     }
     families.extend([used, quota]);
+    families.extend(loads(agents));
 
     let mut text = String::new();
     for Family { name, kind, help, samples } in families.iter().filter(|family| !family.samples.is_empty()) {
@@ -164,6 +168,39 @@ pub(super) fn text(agents: &[AgentReport]) -> String {
         }
     }
     text
+}
+
+/// Versions that were replaced or unmounted and that somebody still uses: how many mounts of each.
+fn older_versions(agents: &[AgentReport]) -> Family {
+    let mut family = Family::new("streamfs_older_version_in_use", "gauge", "Mounts of versions that drain.");
+    let mut counts: BTreeMap<(String, &str, &str), u64> = BTreeMap::new();
+    for mount in agents.iter().flat_map(|agent| &agent.mounts).filter(|m| m.state == MountState::Draining) {
+        *counts.entry((mount.dir.to_string(), &mount.package, &mount.version)).or_default() += 1;
+    }
+    for ((dir, package, version), count) in counts {
+        family.add("", &[("mount", dir.as_str()), ("package", package), ("version", version)], count);
+    }
+    family
+}
+
+/// Versions that are loaded or being loaded.
+fn loads(agents: &[AgentReport]) -> [Family; 4] {
+    let mut families = [
+        Family::new("streamfs_load_done_bytes", "gauge", "Bytes of a version's content that are here."),
+        Family::new("streamfs_load_bytes", "gauge", "Bytes of the version's content."),
+        Family::new("streamfs_load_offline_ready", "gauge", "1 if the version can be used without any network."),
+        Family::new("streamfs_load_failed", "gauge", "1 if the load failed."),
+    ];
+    for (report, load) in agents.iter().flat_map(|report| report.loads.iter().map(move |load| (report, load))) {
+        let dir = report.agent.cache_dir.to_string();
+        let labels = [("cache", dir.as_str()), ("location", load.location.as_str())];
+        let failed = u64::from(load.state == LoadState::Failed);
+        let values = [load.done_bytes, load.total_bytes, u64::from(load.offline_ready), failed];
+        for (family, value) in families.iter_mut().zip(values) {
+            family.add("", &labels, value);
+        }
+    }
+    families
 }
 
 fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::location::PackageLocation;
+use crate::platform;
+use crate::trust::files::{self, Access};
 
 /// Format of the records.
 pub(super) const FORMAT: u64 = 1;
@@ -27,6 +29,9 @@ pub(super) struct Record {
     pub(super) streamfs_load: u64,
     pub(super) location: String,
     pub(super) state: Recorded,
+    /// Why it was given up, if it failed.
+    #[serde(default)]
+    pub(super) reason: Option<String>,
     pub(super) bytes_per_second: Option<u64>,
     /// Seconds since 1970.
     pub(super) starts_at: u64,
@@ -35,6 +40,26 @@ pub(super) struct Record {
     pub(super) total_bytes: u64,
     pub(super) ca_files: Vec<PathBuf>,
     pub(super) needs_credentials: bool,
+}
+
+/// Writes the record at `path`: whole or not at all, unless the disk is full. Then it is written over the old one, for
+/// which there is room; a crash in that moment costs no more than the record.
+pub(super) fn write(path: &Path, mut bytes: Vec<u8>) -> Result<()> {
+    let failed = match files::write_atomic(path, &bytes, Access::Private) {
+        Err(Error::Local { source, .. }) if platform::is_disk_full(&source) => source,
+        other => return other,
+    };
+    let over = |file: std::fs::File| {
+        let before = file.metadata()?.len() as usize;
+        let length = bytes.len();
+        // Never shorter than the old one while it is being written, so that nothing is given away.
+        bytes.resize(length.max(before), b' ');
+        platform::write_all_at(&file, &bytes, 0)?;
+        file.set_len(length as u64)?;
+        file.sync_all()
+    };
+    let written = std::fs::File::options().write(true).open(path).and_then(over);
+    written.map_err(|_| Error::local("write", path, failed))
 }
 
 /// Reads the record at `path`.

@@ -213,7 +213,7 @@ async fn a_cache_without_room_streams_and_keeps_its_limits() {
     assert_eq!(status.used_bytes, 0);
     assert!(status.memory_bytes <= 1 << 20);
     let e = host.begin_load(&mount, &LoadWish::default()).unwrap().finished().await.unwrap_err();
-    assert!(e.to_string().contains("cannot keep the version on this machine"), "{e}");
+    assert!(e.to_string().contains("cannot keep version 1 on this machine: the cache"), "{e}");
 }
 
 #[tokio::test]
