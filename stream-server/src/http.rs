@@ -36,7 +36,7 @@ use axum::routing::get;
 
 use axum::http::request::Parts;
 use fs_core::backend::http::LAUNCH_HEADER;
-use fs_core::backend::http::events::{OFFERS_EVENTS, OFFERS_HEADER};
+use fs_core::backend::http::events::{OFFERS_EVENTS, OFFERS_HEADER, STATE_HEADER};
 use fs_core::backend::{LAUNCH_REPORT_MAX_BYTES, LaunchReport, ObjectPath};
 use fs_core::trust::HEAD_OBJECT;
 use fs_core::trust::head::HEAD_TAIL_BYTES_MAX;
@@ -213,6 +213,8 @@ async fn head(
     object: &ObjectPath,
     request: &Parts,
 ) -> Response {
+    // Before it is answered: if it changes meanwhile, the client hears of a state that it knows already, not the other way.
+    let state = shared.content.known(package).await.ok();
     let wish = request.headers.get(LAUNCH_HEADER).filter(|_| !request.headers.contains_key(header::RANGE));
     let mut response = match wish.and_then(|wish| wish.to_str().ok()) {
         Some(wish) => {
@@ -226,6 +228,9 @@ async fn head(
         None => object::answer(shared, connection, reader, package, object, request).await,
     };
     let headers = response.headers_mut();
+    if let Some(state) = state.and_then(|known| HeaderValue::from_str(&known.tag).ok()) {
+        headers.insert(STATE_HEADER, state);
+    }
     headers.insert(OFFERS_HEADER, HeaderValue::from_static(OFFERS_EVENTS));
     headers.insert(header::VARY, HeaderValue::from_static(LAUNCH_HEADER));
     response

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use fs_core::trust::head::HEAD_TAIL_BYTES;
+use rustix::process::Signal;
 use serde_json::Value;
 use tests::{Fault, FaultServer, MountGuard, Nginx, Request, Rule, Served, Streamfs, wait_for};
 
@@ -138,18 +139,17 @@ fn a_streaming_server_sends_a_launch_with_its_first_answer() {
     let world = World::new();
     world.publish("2.0", None);
     let log = world.publisher.home().join("access.log");
-    let server = Served::start(&world.publisher, &world.content, &["--access-log", log.to_str().expect("plain")]);
+    let mut server = Served::start(&world.publisher, &world.content, &["--access-log", log.to_str().expect("plain")]);
     let user = Streamfs::new();
     let mount = user.mount(&format!("{}/app@1.0", server.url("http")), "mnt");
     world.launch(mount.path()).expect("reads");
     wait_for_phase(&user, &mount, "complete");
     mount.unmount();
-    // The request for news ends with the mount, and is the last that is logged.
-    let lines: Vec<Value> = wait_for("the access log", DEADLINE, || {
-        let text = fs::read_to_string(&log).ok()?;
-        let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        (lines.len() > 1).then_some(lines)
-    });
+    // Then the log has been written to its end.
+    server.signal(Signal::TERM);
+    assert!(server.ended().success());
+    let text = fs::read_to_string(&log).expect("a log");
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let objects: Vec<&str> = lines.iter().filter_map(|line| line["object"].as_str()).collect();
     assert_eq!(objects, ["head"], "{lines:?}");
     let set_bytes = world.set["bytes"].as_u64().expect("the size of the launch object");

@@ -136,7 +136,7 @@ fn packages_are_for_those_whom_the_access_file_names() {
         mount.unmount();
         // Who may not read finds nothing there; who is not known is told so.
         for (name, password, words) in [
-            ("bob", "s3cret", "was not found"),
+            ("bob", "s3cret", "does not exist"),
             ("ann", "wr0ng", "refuses access"),
             ("eve", "s3cret", "refuses access"),
         ] {
@@ -239,9 +239,11 @@ fn a_certificate_says_who_somebody_is() {
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     openssl(&files, &format!("req -x509 -days 30 -subj /CN=clients -keyout ca.key -out ca.pem {key}"));
     for (authority, user) in [("ca", "ann"), ("ca", "bob")] {
-        openssl(&files, &format!("req -subj /CN={user} -keyout {user}.key -out {user}.csr {key}"));
-        let signed = format!("-CA {authority}.pem -CAkey {authority}.key -CAcreateserial -out {user}.pem");
-        openssl(&files, &format!("x509 -req -days 30 -in {user}.csr {signed}"));
+        let signed = format!("-CA {authority}.pem -CAkey {authority}.key");
+        openssl(
+            &files,
+            &format!("req -x509 -days 30 -subj /CN={user} -keyout {user}.key -out {user}.pem {signed} {key}"),
+        );
     }
     // Of nobody whom the server knows.
     openssl(&files, &format!("req -x509 -days 30 -subj /CN=ann -keyout eve.key -out eve.pem {key}"));
@@ -269,7 +271,7 @@ fn a_certificate_says_who_somebody_is() {
         assert_same_tree(&source, mount.path());
         mount.unmount();
         let line = with_certificate("bob").fails(["versions", &world.app(scheme)]);
-        assert!(line.contains("was not found"), "{scheme}: {line}");
+        assert!(line.contains("does not exist"), "{scheme}: {line}");
         with_certificate("eve").fails(["versions", &world.app(scheme)]);
         world.user().fails(["versions", &world.app(scheme)]);
     }

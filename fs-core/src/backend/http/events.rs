@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 use reqwest::header;
 use reqwest::{Client, Method, Response, StatusCode};
@@ -21,6 +22,8 @@ use crate::location::PackageVersion;
 
 /// Header in which a server names what it offers beyond stored objects.
 pub const OFFERS_HEADER: &str = "streamfs-offers";
+/// Header that names the state of the package that an answer is of, as events name it.
+pub const STATE_HEADER: &str = "streamfs-state";
 /// That it tells of new versions.
 pub const OFFERS_EVENTS: &str = "events";
 /// Three times what the server lets pass without a sign of life.
@@ -47,6 +50,8 @@ struct Inner {
     news: watch::Sender<u64>,
     offered: AtomicBool,
     running: AtomicBool,
+    /// The state of the package that was heard of last, in an answer or an event.
+    known: Mutex<Option<String>>,
     uses: Mutex<BTreeMap<PackageVersion, usize>>,
     uses_changed: Notify,
 }
@@ -89,6 +94,7 @@ impl Listening {
             news: watch::Sender::new(0),
             offered: AtomicBool::new(false),
             running: AtomicBool::new(false),
+            known: Mutex::default(),
             uses: Mutex::default(),
             uses_changed: Notify::new(),
         }))
@@ -104,6 +110,9 @@ impl Listening {
         };
         let offered = answer.headers().get_all(OFFERS_HEADER).iter().any(offers);
         self.0.offered.store(offered, Ordering::Release);
+        if let Some(state) = answer.headers().get(STATE_HEADER).and_then(|state| state.to_str().ok()) {
+            *self.0.known.lock() = Some(state.to_owned());
+        }
         if offered {
             self.start();
         }
@@ -141,10 +150,10 @@ impl Listening {
 
 impl Inner {
     async fn run(self: Arc<Self>) {
-        let (mut known, mut pause) = (None, PAUSE_FIRST);
+        let mut pause = PAUSE_FIRST;
         loop {
-            let before = known.clone();
-            match self.listen(&mut known).await {
+            let mut heard = false;
+            match self.listen(&mut heard).await {
                 Ended::Unwanted => {
                     self.running.store(false, Ordering::Release);
                     // Somebody may have come just before.
@@ -161,7 +170,7 @@ impl Inner {
                 Ended::Orderly => pause = PAUSE_FIRST,
                 Ended::Failed(why) => {
                     tracing::debug!(url = %self.url, why, "nobody tells of new versions");
-                    if known != before {
+                    if heard {
                         pause = PAUSE_FIRST;
                     }
                 }
@@ -175,9 +184,11 @@ impl Inner {
         }
     }
 
-    /// Listens once. `known` is the state of the package that was told last.
-    async fn listen(&self, known: &mut Option<String>) -> Ended {
+    /// Listens once. `heard` becomes true when anything was told.
+    async fn listen(&self, heard: &mut bool) -> Ended {
         tokio::time::sleep(GATHER).await;
+        // What changed until now is told in this request.
+        let _ = self.uses_changed.notified().now_or_never();
         let mut url = self.url.clone();
         {
             let uses = self.uses.lock();
@@ -195,7 +206,7 @@ impl Inner {
             };
             let patience = self.config.retry.connect_timeout + self.config.retry.stall_timeout;
             match tokio::time::timeout(patience, answer).await {
-                Ok(Ok(response)) => self.heed(response, known).await,
+                Ok(Ok(response)) => self.heed(response, heard).await,
                 Ok(Err(why)) => Ended::Failed(why),
                 Err(_) => Ended::Failed("no answer".to_owned()),
             }
@@ -207,7 +218,7 @@ impl Inner {
         }
     }
 
-    async fn heed(&self, mut response: Response, known: &mut Option<String>) -> Ended {
+    async fn heed(&self, mut response: Response, heard: &mut bool) -> Ended {
         let status = response.status();
         let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let is_events = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
@@ -225,10 +236,11 @@ impl Inner {
                 Err(_) => return Ended::Failed(format!("nothing came for {} s", SILENCE_MAX.as_secs())),
             }
             while let Some(state) = next_state(&mut text) {
-                if known.as_ref().is_some_and(|known| *known != state) {
+                *heard = true;
+                // Also what was published after the last answer and before this connection.
+                if self.known.lock().replace(state.clone()).is_none_or(|known| known != state) {
                     self.news.send_modify(|news| *news = news.wrapping_add(1));
                 }
-                *known = Some(state);
             }
             if text.len() > EVENT_MAX_BYTES {
                 return Ended::Failed("an event is too long".to_owned());
