@@ -4,6 +4,8 @@ mod cache;
 mod cli_errors;
 mod crashes;
 mod faults;
+mod foreign_clients;
+mod hostile_clients;
 mod http_servers;
 mod launch;
 mod learning;
