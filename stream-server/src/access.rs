@@ -341,11 +341,11 @@ impl Gate {
         sources.current(identity).await.is_none()
     }
 
-    /// Values of `WWW-Authenticate` for an answer 401, one header each. `encrypted`: nobody else can read the
-    /// connection; that is so on the machine itself, too ([`is_private`]).
-    pub(crate) fn challenges(&self, encrypted: bool) -> Vec<String> {
+    /// Values of `WWW-Authenticate` for an answer 401, one header each. `private`: nobody else can read the connection
+    /// ([`is_private`]).
+    pub(crate) fn challenges(&self, private: bool) -> Vec<String> {
         let Some(guarded) = &self.guarded else { return Vec::new() };
-        guarded.in_force.read().challenges(encrypted)
+        guarded.in_force.read().challenges(private)
     }
 
     fn note(

@@ -105,6 +105,11 @@ impl Clients {
         Presence { clients: self.clone(), number, client }
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.all.lock().len()
+    }
+
     /// How many there are, and the first `most` of them, the longest connected first.
     pub(crate) fn list(&self, most: usize) -> (usize, Vec<Shown>) {
         let all = self.0.all.lock();

@@ -30,7 +30,7 @@ use fs_core::trust::{Catalog, HEAD_OBJECT, unverified};
 use fs_core::{Error, ErrorKind, Result};
 
 pub(crate) use packages::{Stamp, Stamps, stamps};
-pub(crate) use paths::{PackagePath, decode, is_named_by_hash, is_numbered_metadata, split};
+pub(crate) use paths::{PackagePath, decode, is_named_by_hash, is_numbered_metadata, is_served, split};
 
 use pieces::Pieces;
 

@@ -16,7 +16,7 @@ use crate::{in_folder, noise, sample};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A user, the sample's folder, and a content root with it published as `app` 1.0.
-fn published() -> (Streamfs, PathBuf, PathBuf) {
+pub(super) fn published() -> (Streamfs, PathBuf, PathBuf) {
     let user = Streamfs::new();
     let (source, content) = (user.folder("source"), user.folder("content"));
     sample(&source);

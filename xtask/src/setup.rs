@@ -15,6 +15,8 @@ enum Probe {
     File(&'static str),
     /// A module that Python 3.11 can run.
     PythonModule(&'static str),
+    /// A file of this name in the folder of that name that every architecture has its own of.
+    Library(&'static str, &'static str),
 }
 
 /// What is needed, with the Debian package that brings it.
@@ -34,6 +36,13 @@ const NEEDED: &[(Probe, &str)] = &[
     (Probe::File("/etc/ssl/certs/ca-certificates.crt"), "ca-certificates"),
     (Probe::File("/usr/bin/python3.11"), "python3.11"),
     (Probe::PythonModule("pip"), "python3-pip"),
+    // Clients of RTSP and HTTP that are not ours: libcurl (0.2 MB), ffprobe (162 MB with what it needs, which is Debian's
+    // smallest package that has it), and GStreamer's source (28 MB) with TLS (0.5 MB).
+    (Probe::File("/usr/lib/python3/dist-packages/curl/__init__.py"), "python3-pycurl"),
+    (Probe::Program("ffprobe"), "ffmpeg"),
+    (Probe::Program("gst-launch-1.0"), "gstreamer1.0-tools"),
+    (Probe::Library("gstreamer-1.0", "libgstrtsp.so"), "gstreamer1.0-plugins-good"),
+    (Probe::Library("gio/modules", "libgiognutls.so"), "glib-networking"),
     // Reports are looked at as their readers do.
     (Probe::Program("chromium"), "chromium"),
 ];
@@ -47,6 +56,11 @@ impl Probe {
                 std::env::split_paths(&path).chain(more).any(|folder| folder.join(name).is_file())
             }
             Probe::File(path) => Path::new(path).exists(),
+            Probe::Library(folder, name) => {
+                // /usr/lib/x86_64-linux-gnu and the like.
+                let architectures = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+                architectures.map(|entry| entry.path().join(folder).join(name)).any(|path| path.is_file())
+            }
             Probe::PythonModule(name) => Command::new("/usr/bin/python3.11")
                 .args(["-m", name, "--version"])
                 .stdin(Stdio::null())

@@ -64,6 +64,15 @@ pub(crate) fn split(path: &str) -> Option<(PackagePath, ObjectPath)> {
     Some((package.parse().ok()?, ObjectPath::new(format!("{folder}/{name}")).ok()?))
 }
 
+/// Whether this path within a package's folder names something that is served: the package's own rules, and the packages
+/// in folders below it, are nothing that who may read the package may read.
+pub(crate) fn is_served(object: &ObjectPath) -> bool {
+    match object.as_str().split_once('/') {
+        None => object.as_str() == HEAD_OBJECT,
+        Some((folder, name)) => FOLDERS.contains(&folder) && !name.contains('/'),
+    }
+}
+
 /// The path of a URL without its leading slash, decoded once; `None` if it could not name anything that is served.
 pub(crate) fn decode(raw: &str) -> Option<String> {
     let raw = raw.strip_prefix('/')?;
@@ -136,6 +145,17 @@ mod tests {
             "1/2/3/4/5/6/7/8/9/head",
         ] {
             assert!(split(path).is_none(), "{path}");
+        }
+    }
+
+    #[test]
+    fn only_objects_of_the_package_itself_are_served() {
+        let is_served = |path: &str| super::is_served(&ObjectPath::new(path).unwrap());
+        for path in ["head", "packs/0a", "metadata/1.root.json", "launch/0a", "descriptors/1.0.json"] {
+            assert!(is_served(path), "{path}");
+        }
+        for path in ["access.toml", "other", "inner/head", "inner/packs/0a", "packs/inner/head", "packs"] {
+            assert!(!is_served(path), "{path}");
         }
     }
 

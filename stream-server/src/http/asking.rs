@@ -32,7 +32,7 @@ pub(super) async fn identity(
         Ok(presented) => shared.gate.identify(presented, connection.peer.ip(), connection.encrypted).await,
         Err(refusal) => Err(refusal),
     };
-    identified.map_err(|refusal| refused(&refusal, shared.gate.challenges(connection.encrypted)))
+    identified.map_err(|refusal| refused(&refusal, shared.gate.challenges(connection.is_private())))
 }
 
 /// Lets those through who may read `package`.
@@ -49,7 +49,7 @@ pub(super) async fn reader(
     if !identity.is_anonymous() && shared.gate.may(&identity, package, Action::Read).await {
         return Ok(known(false, &identity));
     }
-    Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.encrypted)))
+    Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.is_private())))
 }
 
 /// Lets those through who may see how the server is.
@@ -62,7 +62,7 @@ pub(super) async fn insider(
     if shared.gate.may_see_status(&identity).await {
         return Ok(identity);
     }
-    Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.encrypted)))
+    Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.is_private())))
 }
 
 fn known(public: bool, identity: &Identity) -> Reader {

@@ -296,14 +296,19 @@ impl<T> Outbox<T> {
             if queues.flows.get(&turn.key).is_some_and(|flow| Arc::ptr_eq(flow, &turn.flow)) {
                 queues.flows.remove(&turn.key);
             }
-        } else if !turn.flow.is_cancelled() {
+        } else if !turn.flow.is_cancelled() && !(queues.closing && turn.due.is_some()) {
             queues.queue(turn);
         }
     }
 
-    /// Nothing new comes: what can be sent is, then it is over.
+    /// Nothing new comes: what can be sent is, then it is over. What goes slowly on purpose ends: it might take hours, and
+    /// nobody can stop it any more, or is even there.
     pub(super) fn close(&self) {
-        self.queues.lock().closing = true;
+        let mut queues = self.queues.lock();
+        queues.closing = true;
+        queues.urgent.retain(|turn| turn.due.is_none());
+        queues.others.retain(|turn| turn.due.is_none());
+        drop(queues);
         self.changed.notify_one();
     }
 
@@ -363,6 +368,24 @@ mod tests {
         assert_eq!(order.iter().filter(|id| **id == 1).count(), 4, "{order:?}");
         let between = order.iter().filter(|id| **id == 2).count();
         assert_eq!(between, 14, "the urgent ones share: {order:?}");
+    }
+
+    #[tokio::test]
+    async fn what_goes_slowly_on_purpose_ends_when_nobody_is_left_to_stop_it() {
+        for in_turn in [false, true] {
+            let outbox = Outbox::default();
+            outbox.begin((1, 1), false, None, ());
+            let mut slow = turn(&outbox);
+            slow.due = Some(Instant::now() + Duration::from_secs(3600));
+            if in_turn {
+                outbox.close();
+                outbox.put_back(slow, false);
+            } else {
+                outbox.put_back(slow, false);
+                outbox.close();
+            }
+            assert!(outbox.is_over());
+        }
     }
 
     fn turn_is_alone(outbox: &Outbox<()>) -> bool {

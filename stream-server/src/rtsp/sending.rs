@@ -20,7 +20,7 @@ use super::outbox::Flow;
 use super::rtp::RtpStream;
 use crate::Shared;
 use crate::clients::Client;
-use crate::content::{Object, PackagePath, is_named_by_hash};
+use crate::content::{Object, PackagePath, is_named_by_hash, is_served};
 use crate::limits::Bucket;
 use crate::metrics::Protocol;
 
@@ -53,6 +53,10 @@ impl Source {
     }
 
     async fn object(&self, package: &PackagePath, path: &ObjectPath) -> Result<Arc<Object>> {
+        // Clients name objects by lines of READ, which could name any file in the package's folder.
+        if !is_served(path) {
+            return Err(Error::InvalidInput(format!("{path} of {package} is no object")));
+        }
         // What has another name for each state is what it was.
         if !is_named_by_hash(path) {
             return Ok(Arc::new(self.shared.content.object(package, path).await?));

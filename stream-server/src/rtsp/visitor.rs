@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::replies::Refused;
-use crate::access::{Action, Gate, Identity, Presented, Refusal};
+use crate::access::{Action, Gate, Identity, Presented, Refusal, is_private};
 use crate::content::PackagePath;
 
 /// How long an identity is used before the gate is asked again. The gate's own memory decides what that costs.
@@ -43,7 +43,7 @@ impl Visitor {
         if gate.may(&identity, package, Action::Read).await {
             return Ok(());
         }
-        let challenges = gate.challenges(self.encrypted);
+        let challenges = gate.challenges(is_private(self.peer, self.encrypted));
         // Denied looks like absent, except that who has shown nothing may show something.
         if identity.is_anonymous() && !challenges.is_empty() {
             Err(Refused::challenged(challenges))
@@ -61,9 +61,13 @@ impl Visitor {
         let same = authorization.is_none() || authorization == self.header.as_deref();
         if let Some((identity, since)) = &self.known
             && same
-            && since.elapsed() < FRESH_FOR
         {
-            return Ok(identity.clone());
+            // A token that has expired meanwhile, a user who is gone: nobody is that any more.
+            if gate.is_outdated(identity).await {
+                self.known = None;
+            } else if since.elapsed() < FRESH_FOR {
+                return Ok(identity.clone());
+            }
         }
         if let Some(header) = authorization {
             self.header = Some(header.to_owned());
@@ -73,7 +77,7 @@ impl Visitor {
             Some(header) if same && is_good_once(header) => {
                 return match &self.known {
                     Some((identity, _)) => Ok(identity.clone()),
-                    None => Err(Refused::challenged(gate.challenges(self.encrypted))),
+                    None => Err(Refused::challenged(gate.challenges(is_private(self.peer, self.encrypted)))),
                 };
             }
             Some(header) => Presented::from_header(header),
@@ -90,7 +94,7 @@ impl Visitor {
             }
             Err(refusal) => {
                 (self.known, self.header) = (None, None);
-                Err(refused(&refusal, gate.challenges(self.encrypted)))
+                Err(refused(&refusal, gate.challenges(is_private(self.peer, self.encrypted))))
             }
         }
     }

@@ -23,6 +23,8 @@ use super::sending::{Batch, Sending, Source};
 const BATCH_MIN_BYTES: usize = 32 << 10;
 const BATCH_FIRST_BYTES: usize = 64 << 10;
 const BATCH_MAX_BYTES: usize = 512 << 10;
+/// What all connections together shall hold in batches, of which each has two at most: with many, batches are shorter.
+const HELD_BYTES: usize = 64 << 20;
 /// How long the line shall take for a batch.
 const BATCH_TIME: Duration = Duration::from_millis(4);
 /// What waits must have left within this time; two of the shortest batches do on a line of 5 kbit/s.
@@ -47,7 +49,7 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
         if producing.is_none() && line.has_room() {
             match outbox.next(Instant::now()) {
                 Next::Turn(mut turn) => {
-                    let bytes = line.batch_bytes;
+                    let bytes = line.batch_bytes.min(share(source.shared.clients.count()));
                     producing = Some(Box::pin(async move {
                         let batch = turn.work.batch(&turn.flow, bytes, turn.alone, source).await;
                         (turn, batch)
@@ -86,6 +88,11 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
             }
         }
     }
+}
+
+/// Longest batch of each of so many connections.
+fn share(connections: usize) -> usize {
+    (HELD_BYTES / 2 / connections.max(1)).clamp(BATCH_MIN_BYTES, BATCH_MAX_BYTES)
 }
 
 async fn at(when: Option<Instant>) {
@@ -246,6 +253,12 @@ mod tests {
             let ratio = line.batch_bytes as f64 / expected as f64;
             assert!((0.9..1.1).contains(&ratio), "{bytes_per_millisecond}: {}", line.batch_bytes);
         }
+    }
+
+    #[test]
+    fn batches_of_a_crowd_are_short() {
+        assert_eq!((share(0), share(1), share(64)), (BATCH_MAX_BYTES, BATCH_MAX_BYTES, BATCH_MAX_BYTES));
+        assert_eq!((share(256), share(10_000)), (128 << 10, BATCH_MIN_BYTES));
     }
 
     /// An answer to one small request says nothing of how fast the line is.
