@@ -39,11 +39,18 @@ impl Visitor {
         authorization: Option<&str>,
         package: &PackagePath,
     ) -> Result<(), Refused> {
-        let identity = self.identify(gate, authorization).await?;
-        if gate.may(&identity, package, Action::Read).await {
-            return Ok(());
+        let mut identity = self.identify(gate, authorization).await?;
+        let mut may = gate.may(&identity, package, Action::Read).await;
+        if may == Err(Refusal::Wrong) {
+            // It counts for nothing any more. What was presented may still do.
+            self.known = None;
+            identity = self.identify(gate, authorization).await?;
+            may = gate.may(&identity, package, Action::Read).await;
         }
         let challenges = gate.challenges(self.encrypted);
+        if may.map_err(|refusal| refused(&refusal, challenges.clone()))? {
+            return Ok(());
+        }
         // Denied looks like absent, except that who has shown nothing may show something.
         if identity.is_anonymous() && !challenges.is_empty() { Err(Refused::challenged(challenges)) } else { Err(Refused::of(404)) }
     }
