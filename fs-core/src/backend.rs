@@ -4,7 +4,7 @@
 //! about their meaning: verification belongs to the callers. Retry, recording and fault injection are wrappers
 //! around a backend, never flags in it.
 
-mod http;
+pub mod http;
 mod local;
 mod negotiate;
 pub mod rtsp;
@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 use crate::config::OriginConfig;
 use crate::error::{Error, Result};
-use crate::location::{Origin, PackageLocation, PackageVersion};
+use crate::location::{Origin, PackageLocation, PackageVersion, Selector};
 
 pub use http::HttpBackend;
 pub use local::LocalBackend;
@@ -133,18 +133,47 @@ pub enum Beginning {
 pub struct Enough<'a> {
     is_enough: &'a (dyn Fn(&[u8]) -> bool + Send + Sync),
     first_bytes: Option<u64>,
+    launch: Option<&'a LaunchWish>,
+}
+
+/// What somebody is about to start: an origin that can bundles what that reads with what was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaunchWish {
+    /// Version or channel; the default channel without.
+    pub selector: Option<Selector>,
+    /// Name of the launch set; the version's first without.
+    pub set: Option<String>,
+}
+
+impl LaunchWish {
+    /// As a query of `/launch` (docs/HTTP.md).
+    pub fn query(&self) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        if let Some(selector) = &self.selector {
+            query.append_pair("select", selector.as_str());
+        }
+        if let Some(set) = &self.set {
+            query.append_pair("app", set);
+        }
+        query.finish()
+    }
 }
 
 impl<'a> Enough<'a> {
     /// `is_enough` tells whether these first bytes of the object are as many as its reader waits for.
     pub fn when(is_enough: &'a (dyn Fn(&[u8]) -> bool + Send + Sync)) -> Self {
-        Self { is_enough, first_bytes: None }
+        Self { is_enough, first_bytes: None, launch: None }
     }
 
     /// The same, where nothing behind the first `bytes` is wanted: a backend that can leaves that where it is, and its
     /// answer may end there.
     pub fn of_first(self, bytes: u64) -> Self {
         Self { first_bytes: Some(bytes), ..self }
+    }
+
+    /// The same, of a `head` that is read in order to start something.
+    pub fn to_launch(self, wish: Option<&'a LaunchWish>) -> Self {
+        Self { launch: wish, ..self }
     }
 
     /// Whether these first bytes are enough.

@@ -33,7 +33,12 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
+use axum::http::request::Parts;
 use fs_core::backend::ObjectPath;
+use fs_core::backend::http::LAUNCH_HEADER;
+use fs_core::backend::http::events::{OFFERS_EVENTS, OFFERS_HEADER};
+use fs_core::trust::HEAD_OBJECT;
+use fs_core::trust::head::HEAD_TAIL_BYTES_MAX;
 use fs_core::{Error, ErrorKind};
 
 use crate::content::{PackagePath, decode, split};
@@ -132,17 +137,67 @@ async fn package(
         Ok(reader) => reader,
         Err(refused) => return refused,
     };
+    let client = connection.presence.client().clone();
+    client.reads(reader.user.as_deref(), target.package(), None);
+    let told = Told {
+        user: reader.user.clone(),
+        package: target.package().clone(),
+        object: match &target {
+            Target::Object(_, object) => Some(object.clone()),
+            Target::Events(_) | Target::Launch(_) => None,
+        },
+    };
     let mut response = match target {
+        Target::Object(package, object) if object.as_str() == HEAD_OBJECT => {
+            head(&shared, &connection, &reader, &package, &object, &parts).await
+        }
         Target::Object(package, object) => {
             object::answer(&shared, &connection, &reader, &package, &object, &parts).await
         }
-        Target::Events(package) => events::answer(&shared, connection, package, &parts.method).await,
-        Target::Launch(package) => launch::answer(&shared, &connection, &package, &parts).await,
+        Target::Events(package) => events::answer(&shared, connection, package, &reader, &parts).await,
+        Target::Launch(package) => launch::answer(&shared, &connection, &package, &parts, parts.uri.query(), u64::MAX).await,
     };
     if let Some(reply) = reader.reply {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, reply);
     }
+    response.extensions_mut().insert(told);
     response
+}
+
+/// `head`, with all of the launch set behind it that the client says it is about to start; and that there is more to be had
+/// here than objects.
+async fn head(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    reader: &asking::Reader,
+    package: &PackagePath,
+    object: &ObjectPath,
+    request: &Parts,
+) -> Response {
+    let wish = request.headers.get(LAUNCH_HEADER).filter(|_| !request.headers.contains_key(header::RANGE));
+    let mut response = match wish.and_then(|wish| wish.to_str().ok()) {
+        Some(wish) => {
+            let launch = launch::answer(shared, connection, package, request, Some(wish), HEAD_TAIL_BYTES_MAX).await;
+            match launch.status() {
+                StatusCode::OK | StatusCode::NOT_MODIFIED => launch,
+                // The client will say what it misses in the stored one.
+                _ => object::answer(shared, connection, reader, package, object, request).await,
+            }
+        }
+        None => object::answer(shared, connection, reader, package, object, request).await,
+    };
+    let headers = response.headers_mut();
+    headers.insert(OFFERS_HEADER, HeaderValue::from_static(OFFERS_EVENTS));
+    headers.insert(header::VARY, HeaderValue::from_static(LAUNCH_HEADER));
+    response
+}
+
+/// What the access log tells of a request, beside its answer.
+#[derive(Debug, Clone)]
+struct Told {
+    user: Option<String>,
+    package: PackagePath,
+    object: Option<ObjectPath>,
 }
 
 fn not_found() -> Response {

@@ -6,6 +6,8 @@ use std::time::Instant;
 use tokio::sync::watch;
 
 use crate::access::{Gate, Presented};
+use crate::access_log::AccessLog;
+use crate::clients::{Clients, Presence};
 use crate::content::Content;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -20,6 +22,8 @@ pub(crate) struct Connection {
     pub(crate) encrypted: bool,
     /// The certificate that was shown, and found to be good.
     pub(crate) certificate: Option<Presented>,
+    /// It, among all that are there.
+    pub(crate) presence: Presence,
     /// Becomes true when the server is about to end: what runs may finish, nothing new shall begin.
     pub(crate) ending: watch::Receiver<bool>,
 }
@@ -39,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) notices: Notices,
     pub(crate) metrics: Metrics,
     pub(crate) limits: Limits,
+    pub(crate) log: AccessLog,
+    pub(crate) clients: Clients,
     /// Which versions sessions are of.
     pub(crate) uses: Uses,
     /// When the server began.

@@ -26,9 +26,11 @@ use self::stream::{Stop, receive};
 use super::pages::Held;
 use super::{Mount, Need};
 use crate::cache::Blob;
+use crate::backend::LaunchWish;
 use crate::error::{Error, Result};
 use crate::fetch::arriving::Arriving;
 use crate::fetch::{Fetcher, Urgency, Wanted};
+use crate::location::PackageLocation;
 use crate::package::descriptor::LaunchRef;
 use crate::package::launch::{LaunchEntry, hash_prefix, parse_index};
 use crate::package::tree::PageTreeKind;
@@ -67,6 +69,18 @@ pub enum LaunchChoice {
     Named(String),
     /// None.
     Off,
+}
+
+impl LaunchChoice {
+    /// What an origin is told of it.
+    pub(super) fn wish(&self, location: &PackageLocation) -> Option<LaunchWish> {
+        let set = match self {
+            LaunchChoice::First => None,
+            LaunchChoice::Named(name) => Some(name.clone()),
+            LaunchChoice::Off => return None,
+        };
+        Some(LaunchWish { selector: location.selector.clone(), set })
+    }
 }
 
 /// How bringing a launch set goes.

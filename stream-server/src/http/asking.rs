@@ -14,6 +14,8 @@ pub(super) struct Reader {
     pub(super) public: bool,
     /// What the answer tells a Kerberos client, to prove that this is the server.
     pub(super) reply: Option<HeaderValue>,
+    /// Who it is, if somebody said.
+    pub(super) user: Option<String>,
 }
 
 /// Who asks.
@@ -46,10 +48,10 @@ pub(super) async fn reader(
         Err(refusal) => Err(refused(&refusal, shared.gate.challenges(connection.encrypted))),
     };
     if may(&Identity::anonymous()).await? {
-        return Ok(Reader { public: true, reply: reply(&identity) });
+        return Ok(known(true, &identity));
     }
     if !identity.is_anonymous() && may(&identity).await? {
-        return Ok(Reader { public: false, reply: reply(&identity) });
+        return Ok(known(false, &identity));
     }
     Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.encrypted)))
 }
@@ -69,8 +71,9 @@ pub(super) async fn insider(
     }
 }
 
-fn reply(identity: &Identity) -> Option<HeaderValue> {
-    HeaderValue::from_str(identity.reply()?).ok()
+fn known(public: bool, identity: &Identity) -> Reader {
+    let reply = identity.reply().and_then(|reply| HeaderValue::from_str(reply).ok());
+    Reader { public, reply, user: identity.name().map(str::to_owned) }
 }
 
 /// To somebody who may not. Denied looks like absent, except that who has shown nothing may show something.

@@ -1,6 +1,7 @@
 //! What each method does.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use rtsp_types::{Request, Url, Version};
@@ -17,8 +18,9 @@ use super::outbox::{Key, NotBegun};
 use super::protocol;
 use super::replies::Refused;
 use super::sending::{Farewell, Sending};
-use super::sessions::{About, Session, pipeline_of};
+use super::sessions::{About, Record, Session, pipeline_of};
 use crate::content::PackagePath;
+use crate::metrics::Gauge;
 
 /// All that is done here, as `Public` and `Allow` tell it.
 pub(super) const METHODS: &str =
@@ -180,7 +182,15 @@ impl Dialogue {
                 rtsp: request.version(),
                 notices: list(request, "Supported").any(|feature| feature == NOTICES_FEATURE),
             };
-            self.sessions.begin(about, transport.channel, pipeline_of(request), &self.shared.uses)?
+            let user = self.visitor.user().map(str::to_owned);
+            let (peer, tls) = (self.connection.peer.ip(), self.connection.encrypted);
+            let (package, version) = (about.package.clone(), about.version.clone());
+            self.connection.presence.client().reads(user.as_deref(), &package, version.as_ref());
+            let session = self.sessions.begin(about, transport.channel, pipeline_of(request), &self.shared.uses)?;
+            let (log, rtp, since) = (self.shared.log.clone(), session.rtp.clone(), Instant::now());
+            let counted = self.shared.metrics.hold(Gauge::Sessions);
+            session.record = Some(Record { log, peer, tls, user, package, version, rtp, since, _counted: counted });
+            session
         };
         let (channel, ssrc) = (session.rtp.channel, session.rtp.ssrc);
         let transport =

@@ -11,6 +11,8 @@ use std::time::Instant;
 use super::Uses;
 use crate::access::Gate;
 use crate::content::Content;
+use crate::access_log::AccessLog;
+use crate::clients::Clients;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::notices::Notices;
@@ -42,6 +44,8 @@ fn shared(stage: &Stage) -> Arc<Shared> {
         notices: Notices::new(),
         metrics: Metrics::default(),
         limits: Limits::default(),
+        log: AccessLog::off(),
+        clients: Clients::default(),
         uses: Uses::default(),
         since: Instant::now(),
     })

@@ -55,6 +55,11 @@ impl Visitor {
         if identity.is_anonymous() && !challenges.is_empty() { Err(Refused::challenged(challenges)) } else { Err(Refused::of(404)) }
     }
 
+    /// Who it is, if somebody said.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.known.as_ref().and_then(|(identity, _)| identity.name())
+    }
+
     async fn identify(&mut self, gate: &Gate, authorization: Option<&str>) -> Result<Identity, Refused> {
         let same = authorization.is_none() || authorization == self.header.as_deref();
         if let Some((identity, since)) = &self.known

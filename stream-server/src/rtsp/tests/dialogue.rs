@@ -274,9 +274,11 @@ async fn a_server_that_ends_sends_its_clients_away_and_finishes() {
 fn quiet_talk(stage: &crate::stage::Stage) -> (Talk<tokio::io::DuplexStream>, watch::Sender<bool>) {
     let (near, far) = tokio::io::duplex(64 << 10);
     let (sender, ending) = watch::channel(false);
-    let peer = "127.0.0.1:9".parse().unwrap();
-    let connection = Connection { peer, encrypted: false, certificate: None, ending };
-    tokio::spawn(super::super::serve(far, connection, shared(stage)));
+    let peer: std::net::SocketAddr = "127.0.0.1:9".parse().unwrap();
+    let shared = shared(stage);
+    let presence = shared.clients.enter(peer.ip(), crate::metrics::Protocol::Rtsp);
+    let connection = Connection { peer, encrypted: false, certificate: None, presence, ending };
+    tokio::spawn(super::super::serve(far, connection, shared));
     (Talk::over(near), sender)
 }
 
