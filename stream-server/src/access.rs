@@ -309,36 +309,38 @@ impl Gate {
     }
 
     /// Whether `identity` may do `action` with `package`.
-    pub(crate) async fn may(&self, identity: &Identity, package: &PackagePath, action: Action) -> bool {
-        let Some(guarded) = &self.guarded else { return action == Action::Read };
+    ///
+    /// # Errors
+    /// If the identity was established so long ago that it counts for nothing any more: [`Refusal::Unavailable`] if
+    /// whoever knows does not answer, which is no reason to treat anybody as denied; [`Refusal::Wrong`] if there is no such
+    /// user any more, or the client has to present something again.
+    pub(crate) async fn may(
+        &self,
+        identity: &Identity,
+        package: &PackagePath,
+        action: Action,
+    ) -> Result<bool, Refusal> {
+        let Some(guarded) = &self.guarded else { return Ok(action == Action::Read) };
         let sources = guarded.in_force.read().clone();
         let allowed = match sources.current(identity).await {
-            Some(identity) => sources.allow(&identity, package, action).await,
-            None => false,
+            Ok(identity) => Ok(sources.allow(&identity, package, action).await),
+            Err(refusal) => Err(refusal),
         };
-        if !allowed && !identity.is_anonymous() {
+        if !matches!(allowed, Ok(true) | Err(Refusal::Unavailable(_))) && !identity.is_anonymous() {
             self.metrics.denied();
         }
         allowed
     }
 
     /// Whether `identity` may see the status page and the metrics. A server that is open to all shows them to all.
-    pub(crate) async fn may_see_status(&self, identity: &Identity) -> bool {
-        let Some(guarded) = &self.guarded else { return true };
+    ///
+    /// # Errors
+    /// As [`Self::may`].
+    pub(crate) async fn may_see_status(&self, identity: &Identity) -> Result<bool, Refusal> {
+        let Some(guarded) = &self.guarded else { return Ok(true) };
         let sources = guarded.in_force.read().clone();
-        match sources.current(identity).await {
-            Some(identity) => sources.settings.status.includes(&identity),
-            None => false,
-        }
-    }
-
-    /// Whether `identity` was established so long ago that it counts for nothing any more, and this server cannot ask
-    /// again by itself. Who holds one for long (an RTSP session) then identifies anew: by the connection's certificate,
-    /// or by asking the client.
-    pub(crate) async fn is_outdated(&self, identity: &Identity) -> bool {
-        let Some(guarded) = &self.guarded else { return false };
-        let sources = guarded.in_force.read().clone();
-        sources.current(identity).await.is_none()
+        let identity = sources.current(identity).await?;
+        Ok(sources.settings.status.includes(&identity))
     }
 
     /// Values of `WWW-Authenticate` for an answer 401, one header each. `private`: nobody else can read the connection

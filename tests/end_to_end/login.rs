@@ -9,7 +9,7 @@ use tests::{Nginx, NginxOptions, Streamfs};
 use super::{in_folder, sample};
 
 /// Runs `command` with `input` as its standard input.
-fn with_input(user: &Streamfs, mut command: Command, input: &str) -> Output {
+pub(super) fn with_input(user: &Streamfs, mut command: Command, input: &str) -> Output {
     let path = user.home().join("input");
     fs::write(&path, input).expect("the own home");
     command.stdin(fs::File::open(path).expect("just written")).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -3,6 +3,7 @@
 mod cache;
 mod cli_errors;
 mod crashes;
+mod directory;
 mod faults;
 mod foreign_clients;
 mod full_disk;

@@ -4,8 +4,10 @@
 //! Nothing here checks the product; tests do, and name in their failures what they expected. Everything a test
 //! starts ends with the value that started it, also when the test panics.
 
+mod active_directory;
 mod browser;
 mod caching_proxy;
+mod certificates;
 mod compare;
 mod fault_server;
 mod generated;
@@ -18,6 +20,7 @@ mod tier;
 mod trees;
 mod waiting;
 
+pub use active_directory::{ActiveDirectory, Inside};
 pub use browser::Browser;
 pub use caching_proxy::{CacheKind, CachingProxy};
 pub use compare::{assert_same_tree, compare_trees};

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tempfile::TempDir;
 
+use crate::certificates::{AUTHORITY, make_certificates, run};
 use crate::{wait_for, wait_for_exit};
 
 /// In clear or under TLS.
@@ -112,7 +113,7 @@ impl Nginx {
 
     /// Certificate of the authority that a client must trust, for `SSL_CERT_FILE`.
     pub fn ca_file(&self) -> PathBuf {
-        self.folder.path().join("ca.pem")
+        self.folder.path().join(AUTHORITY)
     }
 
     /// Starts it (again), on the same port.
@@ -263,40 +264,6 @@ fn free_port() -> u16 {
 /// Debian keeps nginx where ordinary users do not look.
 fn search_path() -> String {
     format!("{}:/usr/sbin:/sbin:/usr/local/sbin", std::env::var("PATH").unwrap_or_default())
-}
-
-#[track_caller]
-fn run(program: &str, arguments: &[&str], folder: &Path) -> String {
-    let outcome = Command::new(program)
-        .args(arguments)
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|e| panic!("cannot start {program}: {e}; `cargo xtask setup` installs it"));
-    assert!(outcome.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&outcome.stderr));
-    // A TLS connection may end in bytes of HTTP/2.
-    String::from_utf8_lossy(&outcome.stdout).into_owned()
-}
-
-/// A CA and a certificate by it for 127.0.0.1 and localhost: rustls accepts no self-signed leaf.
-fn make_certificates(folder: &Path) {
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256"];
-    let mut ca =
-        vec!["req", "-x509", "-days", "30", "-subj", "/CN=streamfs test CA", "-keyout", "ca.key", "-out", "ca.pem"];
-    ca.extend(["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"]);
-    ca.extend(key);
-    run("openssl", &ca, folder);
-    let mut request = vec!["req", "-subj", "/CN=localhost", "-keyout", "leaf.key", "-out", "leaf.csr"];
-    request.extend(key);
-    run("openssl", &request, folder);
-    fs::write(
-        folder.join("leaf.ext"),
-        "basicConstraints=critical,CA:FALSE\nsubjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth\n",
-    )
-    .expect("own folder");
-    let sign =
-        ["x509", "-req", "-days", "30", "-in", "leaf.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"];
-    run("openssl", &[&sign[..], &["-extfile", "leaf.ext", "-out", "leaf.pem", "-sha256"]].concat(), folder);
 }
 
 #[cfg(test)]

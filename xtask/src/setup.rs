@@ -43,6 +43,21 @@ const NEEDED: &[(Probe, &str)] = &[
     (Probe::Program("gst-launch-1.0"), "gstreamer1.0-tools"),
     (Probe::Library("gstreamer-1.0", "libgstrtsp.so"), "gstreamer1.0-plugins-good"),
     (Probe::Library("gio/modules", "libgiognutls.so"), "glib-networking"),
+    // Kerberos: what it is built with (bindgen loads libclang), and what users have.
+    (Probe::File("/usr/include/gssapi/gssapi_krb5.h"), "libkrb5-dev"),
+    (Probe::File("/usr/lib/llvm-14/lib/libclang.so"), "libclang-dev"),
+    (Probe::Program("kinit"), "krb5-user"),
+    // A domain to log in to: Active Directory as Samba has it, in a network namespace.
+    (Probe::Program("samba"), "samba"),
+    (Probe::Program("samba-tool"), "samba-common-bin"),
+    (Probe::Program("winbindd"), "winbind"),
+    (Probe::File("/usr/share/samba/setup/provision.ldif"), "samba-ad-provision"),
+    (Probe::File("/usr/lib/x86_64-linux-gnu/samba/ldb/samldb.so"), "samba-dsdb-modules"),
+    (Probe::File("/usr/lib/x86_64-linux-gnu/samba/vfs/acl_xattr.so"), "samba-vfs-modules"),
+    (Probe::File("/usr/lib/python3/dist-packages/samba/__init__.py"), "python3-samba"),
+    (Probe::Program("ldapmodify"), "ldap-utils"),
+    (Probe::Program("unshare"), "util-linux"),
+    (Probe::Program("ip"), "iproute2"),
     // Reports are looked at as their readers do.
     (Probe::Program("chromium"), "chromium"),
 ];

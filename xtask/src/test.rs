@@ -28,6 +28,10 @@ pub(crate) struct TestArguments {
     tier: Tier,
 }
 
+/// What is not built unless asked for, because it needs C headers, is tested like the rest; in all steps, so that nothing
+/// is built twice.
+const FEATURES: &str = "--features=kerberos";
+
 /// End-to-end tests that need the real trees or minutes.
 const SLOW_TESTS: [&str; 3] = ["real_trees::", "scale::", "soak::"];
 
@@ -50,6 +54,7 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
             "clippy",
             "--workspace",
             "--all-targets",
+            FEATURES,
             "--locked",
             "--quiet",
             "--",
@@ -62,9 +67,11 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
     }
     // End-to-end tests run the program that lies beside them. With the tests in one go nothing is built twice for
     // another choice of features, and both cores are busy to the end.
-    steps.check("build", || succeed(&mut cargo(["build", "--workspace", "--all-targets", "--locked", "--quiet"])));
+    steps.check("build", || {
+        succeed(&mut cargo(["build", "--workspace", "--all-targets", FEATURES, "--locked", "--quiet"]))
+    });
     steps.count("tests", || {
-        let mut command = cargo(["test", "--workspace", "--locked", "--no-fail-fast", "--quiet"]);
+        let mut command = cargo(["test", "--workspace", FEATURES, "--locked", "--no-fail-fast", "--quiet"]);
         command.env("STREAMFS_TEST_TIER", tier_name);
         if tier == Tier::Quick {
             // Doc tests take a compiler run each.
@@ -78,7 +85,7 @@ pub(crate) fn run(arguments: &TestArguments) -> Result<()> {
         steps.check("benches, once each", || {
             // With the whole workspace, because one package alone would have its dependencies built anew with other
             // features.
-            succeed(&mut cargo(["test", "--workspace", "--bench", "micro", "--locked", "--quiet"]))
+            succeed(&mut cargo(["test", "--workspace", "--bench", "micro", FEATURES, "--locked", "--quiet"]))
         });
         fuzz_steps(&mut steps, if tier == Tier::Full { 600 } else { 10 });
         steps.check("dependencies: licences, bans, sources", deny::check_offline_parts);

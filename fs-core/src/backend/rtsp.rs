@@ -388,6 +388,9 @@ impl About<'_> {
         let Ended { cause, reason } = ended;
         match cause {
             Cause::Broken => self.unreachable(reason),
+            Cause::NoTicket => {
+                Error::Denied { object: self.object.to_string(), origin: self.origin.to_owned(), reason }
+            }
             Cause::Bad => self.bad(format!("{reason}; is this a streamfs server?")),
             Cause::Refused { status, retry_after } => self.refused(status, reason, 0, retry_after, None),
         }

@@ -42,6 +42,9 @@ const GROUPS_MAX: usize = 2_000;
 /// Connecting to one server may take this long, before the next is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// protocolError (RFC 4511 §A.1): also how an unknown operation is answered.
+const PROTOCOL_ERROR: u32 = 2;
+
 /// invalidCredentials (RFC 4511 §A.1).
 const INVALID_CREDENTIALS: u32 = 49;
 /// Results of a bind that say something of the user and nothing of the server: no such object, invalid syntax of the
@@ -233,7 +236,16 @@ impl Directory {
 
     /// The entry of the user that the connection is bound as.
     async fn find_self(&self, ldap: &mut Ldap, typed: &str) -> Result<Option<Found>, Failure> {
-        let (answer, _) = ldap.with_timeout(self.deadline).extended(WhoAmI).await?.success()?;
+        let answer = ldap.with_timeout(self.deadline).extended(WhoAmI).await?;
+        let (answer, _) = match answer.success() {
+            // Samba does not have this question.
+            Err(LdapError::LdapResult { result })
+                if result.rc == PROTOCOL_ERROR && self.schema.kind == DirectoryKind::ActiveDirectory =>
+            {
+                return self.find_by_token(ldap).await;
+            }
+            answer => answer?,
+        };
         let authzid = String::from_utf8(answer.val.unwrap_or_default()).unwrap_or_default();
         match self.schema.who(&authzid) {
             Some(Who::Dn(dn)) => {
@@ -246,6 +258,23 @@ impl Directory {
                 tracing::warn!(user = typed, "the directory does not say who was bound; configure an account");
                 Ok(None)
             }
+        }
+    }
+
+    /// The same by the identifiers that the server holds the connection's user to have: the user's own and groups'. Users
+    /// and groups have none in common, so the one user among them is who it is.
+    async fn find_by_token(&self, ldap: &mut Ldap) -> Result<Option<Found>, Failure> {
+        let entries = self.search(ldap, "", Scope::Base, "(objectClass=*)", &["tokenGroups"], 1).await?;
+        let sids = entries.iter().flat_map(|entry| values(entry, "tokenGroups"));
+        let sids: Vec<Vec<u8>> = sids.filter(|sid| is_sid(sid)).take(GROUPS_MAX).collect();
+        let mut users = Vec::new();
+        for some in sids.chunks(PER_QUESTION) {
+            let (filter, attribute) = (Schema::user_of_sids_filter(some), self.schema.user_attribute.as_str());
+            users.extend(self.search(ldap, &self.schema.base, Scope::Subtree, &filter, &[attribute], 2).await?);
+        }
+        match (users.pop(), users.pop()) {
+            (Some(only), None) => Ok(self.found(only)),
+            _ => Ok(None),
         }
     }
 

@@ -97,26 +97,28 @@ impl Sources {
         }
     }
 
-    /// `identity` as it is now: itself while it is fresh, else as its source says now, if that can be asked without the
-    /// client.
-    pub(super) async fn current<'a>(self: &Arc<Self>, identity: &'a Identity) -> Option<Cow<'a, Identity>> {
+    /// `identity` as it is now: itself while it is fresh, else as its source says now.
+    ///
+    /// # Errors
+    /// `Wrong` if the source knows no such user any more, or cannot be asked without the client; `Unavailable` if the
+    /// source does not answer.
+    pub(super) async fn current<'a>(self: &Arc<Self>, identity: &'a Identity) -> Result<Cow<'a, Identity>, Refusal> {
         if !identity.is_stale(Instant::now()) {
-            return Some(Cow::Borrowed(identity));
+            return Ok(Cow::Borrowed(identity));
         }
         let (groups, fresh_until) = match identity.source {
             // What the client presented has to be looked at again.
-            Source::Nobody | Source::Token | Source::Certificate => return None,
-            Source::PasswordFile => (self.passwords.as_ref()?.groups(&identity.user).await?, self.fresh()),
-            Source::Directory => match self.member(&identity.user).await {
-                Ok(Some(member)) => (member.groups, member.fresh_until),
-                Ok(None) => return None,
-                Err(refusal) => {
-                    tracing::warn!(user = identity.user, ?refusal, "cannot ask for a user's groups again");
-                    return None;
-                }
-            },
+            Source::Nobody | Source::Token | Source::Certificate => return Err(Refusal::Wrong),
+            Source::PasswordFile => {
+                let Some(passwords) = &self.passwords else { return Err(Refusal::Wrong) };
+                (passwords.groups(&identity.user).await.ok_or(Refusal::Wrong)?, self.fresh())
+            }
+            Source::Directory => {
+                let member = self.member(&identity.user).await?.ok_or(Refusal::Wrong)?;
+                (member.groups, member.fresh_until)
+            }
         };
-        Some(Cow::Owned(Identity { groups, fresh_until, ..identity.clone() }))
+        Ok(Cow::Owned(Identity { groups, fresh_until, ..identity.clone() }))
     }
 
     async fn password(

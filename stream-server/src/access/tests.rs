@@ -39,6 +39,9 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(dir.path().join("content/own")).unwrap();
         std::fs::write(dir.path().join("access.toml"), rules).unwrap();
+        let password = dir.path().join("password");
+        std::fs::write(&password, "its").unwrap();
+        std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
         let users = dir.path().join("users");
         let mut file = PasswordFile::open(&users).unwrap();
         file.set("Ann", &"right".into(), Some(&["team".to_owned()])).unwrap();
@@ -56,7 +59,12 @@ impl Server {
     }
 
     async fn may(&self, identity: &Identity, package: &str, action: Action) -> bool {
-        self.gate.may(identity, &package.parse().unwrap(), action).await
+        self.gate.may(identity, &package.parse().unwrap(), action).await.unwrap()
+    }
+
+    /// Why an identity counts for nothing any more.
+    async fn outdated(&self, identity: &Identity) -> Option<Refusal> {
+        self.gate.may(identity, &"app".parse().unwrap(), Action::Read).await.err()
     }
 
     fn users(&self) -> PasswordFile {
@@ -81,10 +89,10 @@ async fn without_an_access_file_everybody_reads_and_nobody_publishes() {
     let identity = gate.identify(basic("ann", "x"), PEER, false).await.unwrap();
     assert!(identity.is_anonymous());
     let package = "any/app".parse().unwrap();
-    assert!(gate.may(&identity, &package, Action::Read).await);
-    assert!(!gate.may(&identity, &package, Action::Publish).await);
+    assert_eq!(gate.may(&identity, &package, Action::Read).await, Ok(true));
+    assert_eq!(gate.may(&identity, &package, Action::Publish).await, Ok(false));
     assert!(gate.challenges(true).is_empty());
-    assert!(gate.may_see_status(&identity).await);
+    assert_eq!(gate.may_see_status(&identity).await, Ok(true));
     gate.reload().unwrap();
 }
 
@@ -108,8 +116,9 @@ async fn rules_decide_who_may_do_what() {
         assert!(!server.may(&ann, package, Action::Publish).await, "{package}");
         assert!(!server.may(&nobody, package, Action::Publish).await, "{package}");
     }
-    assert!(server.gate.may_see_status(&build).await);
-    assert!(!server.gate.may_see_status(&ann).await && !server.gate.may_see_status(&nobody).await);
+    for (identity, sees) in [(&build, true), (&ann, false), (&nobody, false)] {
+        assert_eq!(server.gate.may_see_status(identity).await, Ok(sees), "{identity:?}");
+    }
 }
 
 #[tokio::test]
@@ -188,8 +197,8 @@ async fn a_removed_user_loses_access_within_the_time_to_live_though_connected() 
     users.save().unwrap();
     assert!(server.may(&ann, "app", Action::Read).await, "believed for a while");
     later(61).await;
-    assert!(!server.may(&ann, "app", Action::Read).await);
-    assert!(server.gate.is_outdated(&ann).await);
+    assert_eq!(server.outdated(&ann).await, Some(Refusal::Wrong));
+    assert_eq!(server.gate.may_see_status(&ann).await, Err(Refusal::Wrong));
     assert_eq!(server.log_in("ann", "right").await.unwrap_err(), Refusal::Wrong);
 }
 
@@ -204,7 +213,7 @@ async fn a_user_who_changes_groups_gets_the_rights_of_the_new_ones() {
     later(61).await;
     assert!(!server.may(&ann, "team/app", Action::Read).await);
     assert!(server.may(&ann, "app", Action::Read).await);
-    assert!(!server.gate.is_outdated(&ann).await);
+    assert_eq!(server.outdated(&ann).await, None);
 }
 
 #[tokio::test]
@@ -214,11 +223,32 @@ async fn certificates_name_users_and_unknown_ones_nobody() {
     let build = server.gate.identify(with("CN=build,O=Example"), PEER, true).await.unwrap();
     assert_eq!(build.name(), Some("build"));
     assert!(server.may(&build, "team/app", Action::Publish).await);
+    later(61).await;
+    // Only the connection knows whether the certificate is still shown.
+    assert_eq!(server.outdated(&build).await, Some(Refusal::Wrong));
     let other = server.gate.identify(with("O=Example"), PEER, true).await.unwrap();
     assert!(other.is_anonymous());
     // Exactly: certificates have case.
     let shout = server.gate.identify(with("CN=BUILD"), PEER, true).await.unwrap();
     assert!(!server.may(&shout, "team/app", Action::Publish).await);
+}
+
+/// An outage of the directory once looked like absence, and clients gave up for good.
+#[tokio::test]
+async fn a_directory_that_is_away_is_no_reason_to_deny() {
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("ldap://{}", gone.local_addr().unwrap());
+    drop(gone);
+    let more = format!(
+        "[directory]\nkind = \"active-directory\"\nurls = [{url:?}]\nstart_tls = true\nbase = \"DC=corp\"\naccount = \"service\"\npassword_file = \"password\"\n"
+    );
+    let server = Server::new(&format!("{RULES}{more}"));
+    let ann = Identity::for_test("ann", &["team"]).fresh_for_test(Instant::now() + Duration::from_secs(60));
+    assert!(server.may(&ann, "team/app", Action::Read).await, "believed for a while");
+    later(61).await;
+    let refusal = server.outdated(&ann).await;
+    assert!(matches!(&refusal, Some(Refusal::Unavailable(why)) if why.contains(&url)), "{refusal:?}");
+    assert!(matches!(server.gate.may_see_status(&ann).await, Err(Refusal::Unavailable(_))));
 }
 
 #[tokio::test]

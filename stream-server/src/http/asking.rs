@@ -43,10 +43,14 @@ pub(super) async fn reader(
     package: &PackagePath,
 ) -> Result<Reader, Response> {
     let identity = identity(shared, connection, headers).await?;
-    if shared.gate.may(&Identity::anonymous(), package, Action::Read).await {
+    let may = async |identity: &Identity| match shared.gate.may(identity, package, Action::Read).await {
+        Ok(allowed) => Ok(allowed),
+        Err(refusal) => Err(refused(&refusal, shared.gate.challenges(connection.is_private()))),
+    };
+    if may(&Identity::anonymous()).await? {
         return Ok(known(true, &identity));
     }
-    if !identity.is_anonymous() && shared.gate.may(&identity, package, Action::Read).await {
+    if !identity.is_anonymous() && may(&identity).await? {
         return Ok(known(false, &identity));
     }
     Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.is_private())))
@@ -59,10 +63,12 @@ pub(super) async fn insider(
     headers: &HeaderMap,
 ) -> Result<Identity, Response> {
     let identity = identity(shared, connection, headers).await?;
-    if shared.gate.may_see_status(&identity).await {
-        return Ok(identity);
+    let challenges = || shared.gate.challenges(connection.is_private());
+    match shared.gate.may_see_status(&identity).await {
+        Ok(true) => Ok(identity),
+        Ok(false) => Err(denied(identity.is_anonymous(), challenges())),
+        Err(refusal) => Err(refused(&refusal, challenges())),
     }
-    Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.is_private())))
 }
 
 fn known(public: bool, identity: &Identity) -> Reader {

@@ -124,7 +124,8 @@ async fn part(shared: &Shared, identity: &Identity) -> String {
     let (mut rows, mut left_out) = (String::new(), 0usize);
     let mut shown = 0;
     for package in shared.notices.packages().iter() {
-        if !shared.gate.may(identity, package, Action::Read).await {
+        // The page is for a moment: what cannot be told now is left out.
+        if shared.gate.may(identity, package, Action::Read).await != Ok(true) {
             continue;
         }
         if shown == ROWS_MAX {
@@ -166,7 +167,7 @@ async fn part(shared: &Shared, identity: &Identity) -> String {
 async fn in_use(shared: &Shared, identity: &Identity) -> String {
     let mut rows = String::new();
     for (package, version, sessions) in shared.uses.list().into_iter().take(ROWS_MAX) {
-        if shared.gate.may(identity, &package, Action::Read).await {
+        if shared.gate.may(identity, &package, Action::Read).await == Ok(true) {
             let (package, version) = (escaped(package.as_str()), escaped(version.as_str()));
             let _ = writeln!(rows, "<tr><td>{package}</td><td>{version}</td><td class=\"number\">{sessions}</td></tr>");
         }

@@ -39,11 +39,18 @@ impl Visitor {
         authorization: Option<&str>,
         package: &PackagePath,
     ) -> Result<(), Refused> {
-        let identity = self.identify(gate, authorization).await?;
-        if gate.may(&identity, package, Action::Read).await {
-            return Ok(());
+        let mut identity = self.identify(gate, authorization).await?;
+        let mut may = gate.may(&identity, package, Action::Read).await;
+        if may == Err(Refusal::Wrong) {
+            // It counts for nothing any more. What was presented may still do.
+            self.known = None;
+            identity = self.identify(gate, authorization).await?;
+            may = gate.may(&identity, package, Action::Read).await;
         }
         let challenges = gate.challenges(is_private(self.peer, self.encrypted));
+        if may.map_err(|refusal| refused(&refusal, challenges.clone()))? {
+            return Ok(());
+        }
         // Denied looks like absent, except that who has shown nothing may show something.
         if identity.is_anonymous() && !challenges.is_empty() {
             Err(Refused::challenged(challenges))
@@ -122,6 +129,8 @@ fn refused(refusal: &Refusal, challenges: Vec<String>) -> Refused {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access_log::AccessLog;
+    use crate::metrics::Metrics;
 
     #[test]
     fn refusals_say_what_to_do() {
@@ -133,6 +142,25 @@ mod tests {
         assert_eq!((later.status, later.headers[0].1.as_str()), (503, "2"));
         assert_eq!(shown(&Refusal::Unavailable("ldap".to_owned())).status, 503);
         assert_eq!(shown(&Refusal::NotInClear).status, 403);
+    }
+
+    /// An identity may come to count for nothing between two looks at what was presented. That was once answered as
+    /// absence, for which clients give up.
+    #[tokio::test]
+    async fn who_is_no_longer_believed_is_identified_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("access.toml");
+        let rules = "[cache]\nttl = \"10s\"\n[certificates]\nuser_from = \"common_name\"\n[default.read]\nusers = [\"build\"]\n";
+        std::fs::write(&path, rules).unwrap();
+        let gate = Gate::open(&path, None, Metrics::default(), AccessLog::off()).unwrap();
+        let certificate = Presented::Certificate { subject: "CN=build".to_owned(), names: Vec::new() };
+        let mut visitor = Visitor::new(IpAddr::from([192, 0, 2, 1]), true, Some(certificate));
+        let package = "app".parse().unwrap();
+        tokio::time::pause();
+        for _ in 0..3 {
+            assert_eq!(visitor.enter(&gate, None, &package).await, Ok(()));
+            tokio::time::advance(Duration::from_secs(11)).await;
+        }
     }
 
     #[test]

@@ -58,7 +58,9 @@ pub(super) enum Cause {
     Broken,
     /// The server did not keep to the protocol.
     Bad,
-    /// The server refused the session.
+    /// There is nothing to present to the server.
+    NoTicket,
+    /// The server refused the session, or does not believe any more who this is.
     Refused { status: u16, retry_after: Option<Duration> },
 }
 
@@ -184,9 +186,16 @@ impl Connection {
     /// Connects, and sends what makes a session. Whether the server grants it shows in the first answer.
     pub(super) async fn open(context: &Arc<Context>) -> Result<Arc<Self>, Ended> {
         let patience = context.connect_timeout;
-        let connecting = async { tokio::try_join!(context.dialer.connect(), context.dialer.authorization()) };
+        let connecting = async {
+            let connected = async { context.dialer.connect().await.map_err(Ended::broken) };
+            let presented = async {
+                let authorization = context.dialer.authorization().await;
+                authorization.map_err(|reason| Ended { cause: Cause::NoTicket, reason })
+            };
+            tokio::try_join!(connected, presented)
+        };
         let (duplex, authorization) = match tokio::time::timeout(patience, connecting).await {
-            Ok(connected) => connected.map_err(Ended::broken)?,
+            Ok(connected) => connected?,
             Err(_) => return Err(Ended::broken(format!("connecting took longer than {} ms", patience.as_millis()))),
         };
         let (read, write) = tokio::io::split(duplex);

@@ -52,11 +52,7 @@ impl Schema {
                 // Down-level names: the domain is this directory's, or the user is not in it.
                 let account = user.rsplit_once('\\').map_or(user, |(_, account)| account);
                 let attribute = if account.contains('@') { "userPrincipalName" } else { &self.user_attribute };
-                // 1.2.840.113556.1.4.803 tests bits; 2 is ACCOUNTDISABLE.
-                format!(
-                    "(&(objectClass=user)({attribute}={})(!(userAccountControl:1.2.840.113556.1.4.803:=2)))",
-                    ldap_escape(account)
-                )
+                active_user(&format!("({attribute}={})", ldap_escape(account)))
             }
             DirectoryKind::Ldap => format!("({}={})", self.user_attribute, ldap_escape(user)),
         }
@@ -91,6 +87,11 @@ impl Schema {
         filter
     }
 
+    /// Finds the user with one of these security identifiers.
+    pub(super) fn user_of_sids_filter(sids: &[Vec<u8>]) -> String {
+        active_user(&Self::sids_filter(sids))
+    }
+
     /// The user whom an answer to "Who am I?" (RFC 4532) names.
     pub(super) fn who(&self, authzid: &str) -> Option<Who> {
         if let Some(dn) = authzid.strip_prefix("dn:") {
@@ -100,6 +101,12 @@ impl Schema {
         let name = authzid.strip_prefix("u:")?;
         (!name.is_empty()).then(|| Who::Name(name.to_owned()))
     }
+}
+
+/// Users of Active Directory that `filter` finds and that are not disabled.
+fn active_user(filter: &str) -> String {
+    // 1.2.840.113556.1.4.803 tests bits; 2 is ACCOUNTDISABLE.
+    format!("(&(objectClass=user){filter}(!(userAccountControl:1.2.840.113556.1.4.803:=2)))")
 }
 
 /// Who a connection is bound as.

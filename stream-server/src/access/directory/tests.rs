@@ -53,6 +53,7 @@ type Entry = (&'static str, &'static str, Vec<Vec<u8>>);
 struct Content {
     /// Names that may bind, and their passwords.
     binds: Vec<(&'static str, &'static str)>,
+    /// Empty: that question is unknown.
     who: &'static str,
     /// A search whose request holds all of these texts finds those entries; the first that fits.
     finds: Vec<(Vec<Vec<u8>>, Vec<Entry>)>,
@@ -117,6 +118,7 @@ async fn converse(mut stream: TcpStream, content: Arc<Content>, rude: Arc<Atomic
                 answers.push(result(0x65, 0, b""));
                 answers
             }
+            EXTENDED if content.who.is_empty() => vec![result(0x78, 2, b"")],
             EXTENDED => vec![result(0x78, 0, &element(0x8b, content.who.as_bytes()))],
             UNBIND => return,
             other => panic!("operation {other:x}"),
@@ -198,6 +200,28 @@ async fn who_logs_in_is_what_the_directory_says() {
         assert_eq!(it.log_in("ann", &"right".into()).await, Ok(ann()), "{how}");
         assert_eq!(it.log_in("ann", &"wrong".into()).await, Err(Refusal::Wrong), "{how}");
         assert_eq!(it.log_in("eve", &"right".into()).await, Err(Refusal::Wrong), "{how}");
+    }
+}
+
+/// Samba does not know the question who is bound, and a name that was typed may be another user's.
+#[tokio::test]
+async fn who_logged_in_is_told_by_identifiers_where_it_cannot_be_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let dn = "CN=Ann,DC=corp";
+    let content = || Content { who: "", ..active_directory() };
+    let of_connection = || (parts(&["tokenGroups"]), vec![("", "tokenGroups", vec![DOMAIN_SID.into()])]);
+    let users = |names: &[&'static str]| {
+        let found = names.iter().map(|dn| text(dn, "sAMAccountName", "Ann")).collect();
+        (parts(&["objectSid", "userAccountControl"]), found)
+    };
+    for (found, member) in
+        [(users(&[dn]), Ok(ann())), (users(&[]), Err(Refusal::Wrong)), (users(&[dn, "CN=Bob"]), Err(Refusal::Wrong))]
+    {
+        let mut content = content();
+        content.finds.extend([of_connection(), found]);
+        let fake = Fake::start(content).await;
+        let it = directory(dir.path(), "active-directory", &[&fake.url], AS_USER);
+        assert_eq!(it.log_in("ann", &"right".into()).await, member);
     }
 }
 

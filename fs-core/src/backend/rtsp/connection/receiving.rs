@@ -113,6 +113,10 @@ impl Inner {
                 Err(Ended { cause: Cause::Refused { status, retry_after }, reason: reason(status).to_owned() })
             }
             Expected::Reads(_) if status == 200 => Ok(()),
+            // The server does not believe any more who this is: a new connection says so anew, with a new ticket.
+            Expected::Reads(_) if status == 401 => {
+                Err(Ended { cause: Cause::Refused { status, retry_after }, reason: reason(status).to_owned() })
+            }
             Expected::Reads(_) if status == 454 => Err(Ended::broken("the server has ended the session")),
             Expected::Reads(ids) => {
                 for id in ids {
