@@ -4,7 +4,7 @@
 //! about their meaning: verification belongs to the callers. Retry, recording and fault injection are wrappers
 //! around a backend, never flags in it.
 
-mod http;
+pub mod http;
 mod local;
 mod negotiate;
 pub mod rtsp;

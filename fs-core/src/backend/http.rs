@@ -5,6 +5,7 @@
 
 mod answer;
 mod lanes;
+pub mod upload;
 
 use std::error::Error as _;
 use std::fmt;

@@ -63,12 +63,12 @@ pub(super) async fn insider(
     Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.encrypted)))
 }
 
-fn reply(identity: &Identity) -> Option<HeaderValue> {
+pub(super) fn reply(identity: &Identity) -> Option<HeaderValue> {
     HeaderValue::from_str(identity.reply()?).ok()
 }
 
 /// To somebody who may not. Denied looks like absent, except that who has shown nothing may show something.
-fn denied(anonymous: bool, challenges: Vec<String>) -> Response {
+pub(super) fn denied(anonymous: bool, challenges: Vec<String>) -> Response {
     if anonymous && !challenges.is_empty() { challenged(challenges) } else { not_found() }
 }
 
