@@ -100,3 +100,17 @@ fn an_interrupted_benchmark_leaves_nothing_behind() {
     assert!(output.status.code() == Some(130) && errors.contains("interrupted"), "{}: {errors}", output.status);
     assert_eq!(leftovers(pid), Vec::<PathBuf>::new());
 }
+
+#[test]
+fn the_speed_of_the_server_is_measured() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("serving.json");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_serving"));
+    command.args(["--runs", "1", "--mebibytes", "16", "--json"]).arg(&file).stdin(Stdio::null());
+    let output = command.output().expect("the benchmark starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let measured: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&file).expect("its results")).expect("JSON");
+    let ratios = measured["ratios"].as_array().expect("ratios");
+    assert!(ratios.len() == 4 && ratios.iter().all(|it| it["ratio"].as_f64() > Some(0.0)), "{measured}");
+}

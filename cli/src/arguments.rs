@@ -175,6 +175,7 @@ mod tests {
             "serve",
             "serve https://h/content --listen 0.0.0.0:443 --listen [::]:443 --tls-cert c --tls-key k --client-ca a --tls-only --drain 1m --json",
             "serve /srv/content --listen 127.0.0.1:0 --tls-trial /tmp/tls --poll-interval 5s --connections 100 --connections-per-address 10",
+            "serve /srv/content --listen [::]:443 --access /etc/streamfs/access.toml --access-log - --client-rate 20M/s --total-rate 1G",
             "login https://h/c --user ann --store file --no-check",
             "login https://h/c --token --json",
             "login https://h/c --kerberos",

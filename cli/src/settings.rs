@@ -109,7 +109,14 @@ impl InForce {
             };
             let ca_files = rule.ca_file.iter().cloned().collect();
             let allow_plaintext_credentials = rule.allow_plaintext_credentials;
-            let config = OriginConfig { ca_files, credentials, allow_plaintext_credentials, ..fallback.clone() };
+            let report_launches = rule.report_launches;
+            let config = OriginConfig {
+                ca_files,
+                credentials,
+                allow_plaintext_credentials,
+                report_launches,
+                ..fallback.clone()
+            };
             origins.set(&rule.url, config)?;
         }
         Ok(Self {

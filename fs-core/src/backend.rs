@@ -27,11 +27,12 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::BoxStream;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::config::OriginConfig;
 use crate::error::{Error, Result};
-use crate::location::{Origin, PackageLocation, PackageVersion};
+use crate::location::{Origin, PackageLocation, PackageVersion, Selector};
 
 pub use http::HttpBackend;
 pub use local::LocalBackend;
@@ -133,18 +134,47 @@ pub enum Beginning {
 pub struct Enough<'a> {
     is_enough: &'a (dyn Fn(&[u8]) -> bool + Send + Sync),
     first_bytes: Option<u64>,
+    launch: Option<&'a LaunchWish>,
+}
+
+/// What somebody is about to start: an origin that can bundles what that reads with what was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaunchWish {
+    /// Version or channel; the default channel without.
+    pub selector: Option<Selector>,
+    /// Name of the launch set; the version's first without.
+    pub set: Option<String>,
+}
+
+impl LaunchWish {
+    /// As a query of `/launch` (docs/HTTP.md).
+    pub fn query(&self) -> String {
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        if let Some(selector) = &self.selector {
+            query.append_pair("select", selector.as_str());
+        }
+        if let Some(set) = &self.set {
+            query.append_pair("app", set);
+        }
+        query.finish()
+    }
 }
 
 impl<'a> Enough<'a> {
     /// `is_enough` tells whether these first bytes of the object are as many as its reader waits for.
     pub fn when(is_enough: &'a (dyn Fn(&[u8]) -> bool + Send + Sync)) -> Self {
-        Self { is_enough, first_bytes: None }
+        Self { is_enough, first_bytes: None, launch: None }
     }
 
     /// The same, where nothing behind the first `bytes` is wanted: a backend that can leaves that where it is, and its
     /// answer may end there.
     pub fn of_first(self, bytes: u64) -> Self {
         Self { first_bytes: Some(bytes), ..self }
+    }
+
+    /// The same, of a `head` that is read in order to start something.
+    pub fn to_launch(self, wish: Option<&'a LaunchWish>) -> Self {
+        Self { launch: wish, ..self }
     }
 
     /// Whether these first bytes are enough.
@@ -169,6 +199,22 @@ impl fmt::Debug for Hold {
         f.write_str(if self.0.is_some() { "Hold(..)" } else { "Hold" })
     }
 }
+
+/// How long a launch took: from its first read to the last thing it asked for before it asked for nothing any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchReport {
+    /// What was launched.
+    pub version: PackageVersion,
+    /// Name of its launch set, if it had one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<String>,
+    /// Milliseconds.
+    pub ms: u64,
+}
+
+/// Longest [`LaunchReport`] as JSON, in bytes.
+pub const LAUNCH_REPORT_MAX_BYTES: usize = 1024;
 
 /// A way to read the stored objects of one package.
 #[async_trait]
@@ -237,6 +283,14 @@ pub trait Backend: Send + Sync + fmt::Debug + 'static {
     /// told when there is a connection.
     fn hold(&self, _version: &PackageVersion) -> Hold {
         Hold::default()
+    }
+
+    /// Tells an origin that wants to know how long a launch took, if that is allowed.
+    ///
+    /// # Errors
+    /// As `read_range`. What could not be told is lost.
+    async fn report_launch(&self, _report: &LaunchReport) -> Result<()> {
+        Ok(())
     }
 
     /// Changes whenever the origin tells, unasked, that the package has changed; `None` if it never does. What it tells

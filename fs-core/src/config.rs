@@ -56,6 +56,8 @@ pub struct OriginConfig {
     pub credentials: Credentials,
     /// Send credentials over plain `http://` to other machines, where anybody on the way can read them.
     pub allow_plaintext_credentials: bool,
+    /// Tell a streaming server how long launches took.
+    pub report_launches: bool,
     /// Retry and deadlines.
     pub retry: RetryPolicy,
 }

@@ -46,7 +46,6 @@ use crate::metrics::{LoginOutcome, Metrics};
 
 pub(crate) use self::certificates::subject_text;
 pub use self::passwords::{PasswordFile, PasswordFileError};
-pub(crate) use self::per_package::ACCESS_FILE;
 pub(crate) use self::rules::PackageAccess;
 pub use self::secret::Secret;
 

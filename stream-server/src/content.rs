@@ -143,16 +143,15 @@ impl Content {
     /// An object of a package.
     ///
     /// # Errors
-    /// `NotFound`, and what the content root says.
+    /// `NotFound`; `InvalidInput` for what is no file; what the content root says.
     pub(crate) async fn object(&self, package: &PackagePath, object: &ObjectPath) -> Result<Object> {
         match &self.0.root {
             Root::Folder(root) => {
                 let local = LocalBackend::new(root.join(package.as_str()));
                 let opened = local.open_object(object).await.map_err(|e| match e.kind() {
-                    // A folder, or something else that is no file, is no object.
-                    ErrorKind::BadAnswer => {
-                        Error::NotFound { what: object.to_string(), origin: local.origin().to_owned() }
-                    }
+                    // A folder, or something else that is no file. To clients it is not there; but where a file decides who may
+                    // read, this must not count as its absence.
+                    ErrorKind::BadAnswer => Error::InvalidInput(format!("{object} of {package} is no file")),
                     _ => e,
                 });
                 let (file, ObjectState { length, validator, modified }) = opened?;

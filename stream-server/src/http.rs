@@ -3,6 +3,7 @@
 //! ```text
 //! GET /PACKAGE/OBJECT        a stored object: whole, by range, conditionally          object.rs
 //! GET /PACKAGE/events        what changes, as server-sent events                      events.rs
+//! POST /PACKAGE/launches     how long a launch took, told by clients that agree
 //! GET /PACKAGE/launch        all that a first launch needs, in one answer             launch.rs
 //! PUT /PACKAGE/OBJECT        a publication, by those who may                             publishing.rs
 //! GET /healthz               whether it serves
@@ -35,7 +36,12 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
-use fs_core::backend::ObjectPath;
+use axum::http::request::Parts;
+use fs_core::backend::http::LAUNCH_HEADER;
+use fs_core::backend::http::events::{OFFERS_EVENTS, OFFERS_HEADER};
+use fs_core::backend::{LAUNCH_REPORT_MAX_BYTES, LaunchReport, ObjectPath};
+use fs_core::trust::HEAD_OBJECT;
+use fs_core::trust::head::HEAD_TAIL_BYTES_MAX;
 use fs_core::{Error, ErrorKind};
 
 use crate::content::{PackagePath, decode, split};
@@ -45,6 +51,8 @@ pub(crate) use connection::{HttpTimes, Version, serve};
 
 /// For everything that may change: ask again each time (a conditional request is cheap).
 const ASK_AGAIN: HeaderValue = HeaderValue::from_static("no-cache");
+/// A report of some hundred bytes comes with its request, or soon after.
+const REPORT_WITHIN: Duration = Duration::from_secs(10);
 /// When to come back after an origin behind this server was away.
 const COME_BACK: Duration = Duration::from_secs(1);
 
@@ -85,7 +93,8 @@ async fn metrics(
 /// Refuses what is not served at all, and says of every answer how it may be used.
 async fn guard(request: Request, next: Next) -> Response {
     let is_publication = *request.method() == Method::PUT && Target::of(request.uri().path()).is_some();
-    if !is_publication && !matches!(*request.method(), Method::GET | Method::HEAD) {
+    let is_report = *request.method() == Method::POST && request.uri().path().ends_with("/launches");
+    if !is_publication && !is_report && !matches!(*request.method(), Method::GET | Method::HEAD) {
         return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")]).into_response();
     }
     let mut response = next.run(request).await;
@@ -102,6 +111,8 @@ enum Target {
     Object(PackagePath, ObjectPath),
     Events(PackagePath),
     Launch(PackagePath),
+    /// Where clients tell how long launches took.
+    Reports(PackagePath),
 }
 
 impl Target {
@@ -113,6 +124,7 @@ impl Target {
         let (package, last) = path.rsplit_once('/')?;
         match last {
             "events" => Some(Target::Events(package.parse().ok()?)),
+            "launches" => Some(Target::Reports(package.parse().ok()?)),
             "launch" => Some(Target::Launch(package.parse().ok()?)),
             _ => None,
         }
@@ -120,7 +132,10 @@ impl Target {
 
     fn package(&self) -> &PackagePath {
         match self {
-            Target::Object(package, _) | Target::Events(package) | Target::Launch(package) => package,
+            Target::Object(package, _)
+            | Target::Events(package)
+            | Target::Launch(package)
+            | Target::Reports(package) => package,
         }
     }
 }
@@ -140,17 +155,96 @@ async fn package(
         Ok(reader) => reader,
         Err(refused) => return refused,
     };
+    let client = connection.presence.client().clone();
+    client.reads(reader.user.as_deref(), target.package(), None);
+    let told = Told {
+        user: reader.user.clone(),
+        package: target.package().clone(),
+        object: match &target {
+            Target::Object(_, object) => Some(object.clone()),
+            Target::Events(_) | Target::Launch(_) | Target::Reports(_) => None,
+        },
+    };
     let mut response = match target {
+        Target::Reports(package) => report(&shared, &connection, &reader, &package, &parts, body).await,
+        Target::Object(package, object) if object.as_str() == HEAD_OBJECT => {
+            head(&shared, &connection, &reader, &package, &object, &parts).await
+        }
         Target::Object(package, object) => {
             object::answer(&shared, &connection, &reader, &package, &object, &parts).await
         }
-        Target::Events(package) => events::answer(&shared, connection, package, &parts.method).await,
-        Target::Launch(package) => launch::answer(&shared, &connection, &package, &parts).await,
+        Target::Events(package) => events::answer(&shared, connection, package, &reader, &parts).await,
+        Target::Launch(package) => {
+            launch::answer(&shared, &connection, &package, &parts, parts.uri.query(), u64::MAX).await
+        }
     };
     if let Some(reply) = reader.reply {
         response.headers_mut().insert(header::WWW_AUTHENTICATE, reply);
     }
+    response.extensions_mut().insert(told);
     response
+}
+
+/// Takes what a client tells of a launch.
+async fn report(
+    shared: &Shared,
+    connection: &Connection,
+    reader: &asking::Reader,
+    package: &PackagePath,
+    request: &Parts,
+    body: Body,
+) -> Response {
+    if request.method != Method::POST {
+        return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response();
+    }
+    let body = tokio::time::timeout(REPORT_WITHIN, axum::body::to_bytes(body, LAUNCH_REPORT_MAX_BYTES)).await;
+    let report = match body {
+        Ok(Ok(bytes)) => serde_json::from_slice::<LaunchReport>(&bytes).ok(),
+        Ok(Err(_)) | Err(_) => None,
+    };
+    match report {
+        Some(report) => {
+            shared.launched(connection, reader.user.as_deref(), package, report);
+            StatusCode::NO_CONTENT.into_response()
+        }
+        None => (StatusCode::BAD_REQUEST, "this is no report of a launch\n").into_response(),
+    }
+}
+
+/// `head`, with all of the launch set behind it that the client says it is about to start; and that there is more to be had
+/// here than objects.
+async fn head(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    reader: &asking::Reader,
+    package: &PackagePath,
+    object: &ObjectPath,
+    request: &Parts,
+) -> Response {
+    let wish = request.headers.get(LAUNCH_HEADER).filter(|_| !request.headers.contains_key(header::RANGE));
+    let mut response = match wish.and_then(|wish| wish.to_str().ok()) {
+        Some(wish) => {
+            let launch = launch::answer(shared, connection, package, request, Some(wish), HEAD_TAIL_BYTES_MAX).await;
+            match launch.status() {
+                StatusCode::OK | StatusCode::NOT_MODIFIED => launch,
+                // The client will say what it misses in the stored one.
+                _ => object::answer(shared, connection, reader, package, object, request).await,
+            }
+        }
+        None => object::answer(shared, connection, reader, package, object, request).await,
+    };
+    let headers = response.headers_mut();
+    headers.insert(OFFERS_HEADER, HeaderValue::from_static(OFFERS_EVENTS));
+    headers.insert(header::VARY, HeaderValue::from_static(LAUNCH_HEADER));
+    response
+}
+
+/// What the access log tells of a request, beside its answer.
+#[derive(Debug, Clone)]
+struct Told {
+    user: Option<String>,
+    package: PackagePath,
+    object: Option<ObjectPath>,
 }
 
 fn not_found() -> Response {

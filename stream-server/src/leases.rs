@@ -36,7 +36,8 @@ impl Drop for Leasing {
 pub(crate) fn start(shared: &Arc<Shared>) -> Leasing {
     let root = shared.content.folder().map(Path::to_owned);
     let id = format!("{:032x}", rand::random::<u128>());
-    let leases = Arc::new(Leases { root: root.clone().unwrap_or_default(), lease: Lease::new(&id), told: Default::default() });
+    let leases =
+        Arc::new(Leases { root: root.clone().unwrap_or_default(), lease: Lease::new(&id), told: Default::default() });
     let task = root.map(|_| {
         let (shared, leases) = (shared.clone(), leases.clone());
         tokio::spawn(async move {
@@ -75,13 +76,17 @@ impl Leases {
         if told.ended {
             return;
         }
-        let over: Vec<PackagePath> = told.packages.keys().filter(|package| !now.contains_key(package)).cloned().collect();
+        let over: Vec<PackagePath> =
+            told.packages.keys().filter(|package| !now.contains_key(package)).cloned().collect();
         for package in over {
             self.lease.end(&self.root.join(package.as_str()));
             told.packages.remove(&package);
         }
         for (package, versions) in now {
-            let fresh = told.packages.get(&package).is_some_and(|(was, when)| *was == versions && when.elapsed() < LEASE_RENEWAL);
+            let fresh = told
+                .packages
+                .get(&package)
+                .is_some_and(|(was, when)| *was == versions && when.elapsed() < LEASE_RENEWAL);
             if fresh {
                 continue;
             }

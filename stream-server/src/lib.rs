@@ -37,6 +37,7 @@ mod rtsp;
 
 mod access;
 mod access_log;
+mod clients;
 mod limits;
 mod metrics;
 
@@ -52,7 +53,7 @@ use std::future::Future;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -68,6 +69,8 @@ pub use tls::{CertificateSource, TlsSettings};
 pub(crate) use serving::{Connection, Shared};
 
 use access::Gate;
+use access_log::AccessLog;
+use clients::Clients;
 use content::Content;
 use http::HttpTimes;
 use limits::Limits;
@@ -109,6 +112,17 @@ pub enum ServeError {
         /// Why.
         reason: String,
     },
+    /// The access file, or a file that it names, cannot be used.
+    #[error(transparent)]
+    Access(#[from] AccessError),
+    /// The access log cannot be written.
+    #[error("cannot write the access log{}: {source}", path.as_deref().map_or(String::new(), |path| format!(" {}", path.display())))]
+    AccessLog {
+        /// The file, if it is one.
+        path: Option<PathBuf>,
+        /// The system's error.
+        source: std::io::Error,
+    },
     /// Taking connections failed for good.
     #[error("serving ended: {0}")]
     Serve(std::io::Error),
@@ -127,6 +141,8 @@ pub struct Server {
 #[derive(Clone)]
 pub struct Reloader {
     tls: Option<Arc<Tls>>,
+    shared: Arc<Shared>,
+    access: Option<PathBuf>,
 }
 
 impl Server {
@@ -152,12 +168,26 @@ impl Server {
             .map(|listener| listener.local_addr())
             .collect::<Result<_, _>>()
             .map_err(|source| ServeError::Listen { address: "its socket".to_owned(), source })?;
+        let metrics = Metrics::default();
+        let log = AccessLog::open(settings.access_log.clone(), metrics.clone()).map_err(|source| {
+            let path = match &settings.access_log {
+                LogTarget::File(path) => Some(path.clone()),
+                LogTarget::Off | LogTarget::StandardOutput => None,
+            };
+            ServeError::AccessLog { path, source }
+        })?;
+        let gate = match &settings.access {
+            Some(path) => Gate::open(path, Some(content.clone()), metrics.clone(), log.clone())?,
+            None => Gate::open_to_all(),
+        };
         let shared = Arc::new(Shared {
             content,
-            gate: Gate::open_to_all(),
+            gate,
             notices: Notices::new(),
-            metrics: Metrics::default(),
-            limits: Limits::default(),
+            limits: Limits::new(settings.limits, metrics.clone()),
+            metrics,
+            log,
+            clients: Clients::default(),
             uses: rtsp::Uses::default(),
             since: Instant::now(),
         });
@@ -177,7 +207,7 @@ impl Server {
 
     /// For changing settings while it runs.
     pub fn reloader(&self) -> Reloader {
-        Reloader { tls: self.tls.clone() }
+        Reloader { tls: self.tls.clone(), shared: self.shared.clone(), access: self.settings.access.clone() }
     }
 
     /// Serves until `end` completes, then lets what runs finish for at most the drain deadline.
@@ -189,6 +219,7 @@ impl Server {
         let ServerSettings { poll_interval, connections, connections_per_address, .. } = self.settings;
         let _leasing = leases::start(&self.shared);
         let _noticing = self.shared.notices.start(self.shared.content.clone(), poll_interval);
+        let log = self.shared.log.clone();
         let desk = Desk {
             router: http::router(self.shared.clone()),
             shared: self.shared,
@@ -204,20 +235,28 @@ impl Server {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
+        let ended = tokio::select! {
             ended = serving => ended,
             () = following => Ok(()),
-        }
+        };
+        // An error would mean that it panicked, and said so.
+        let _ = tokio::task::spawn_blocking(move || log.close()).await;
+        ended
     }
 }
 
 impl Reloader {
-    /// Uses what of `settings` can change while the server runs: its certificate, authorities of clients, and whether
-    /// TLS is demanded. On failure nothing changes.
+    /// Uses what of `settings` can change while the server runs: its certificate, authorities of clients, whether TLS is
+    /// demanded, and what the access file says. The access log is opened anew. What cannot be used stays as it was.
     ///
     /// # Errors
-    /// [`ServeError::Tls`].
+    /// [`ServeError::Tls`], [`ServeError::Access`].
     pub fn reload(&self, settings: &ServerSettings) -> Result<(), ServeError> {
+        self.shared.log.reopen();
+        if settings.access != self.access {
+            tracing::warn!("another access file needs a restart");
+        }
+        self.shared.gate.reload()?;
         match (&self.tls, &settings.tls) {
             (Some(tls), Some(settings)) => tls.reload(settings),
             (None, None) => Ok(()),

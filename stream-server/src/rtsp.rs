@@ -41,7 +41,7 @@ use dialogue::Dialogue;
 use outbox::Outbox;
 use sending::{Sending, Source};
 
-pub(crate) use sessions::Uses;
+pub(crate) use sessions::{Use, Uses};
 
 /// What a client may send: a head has room for the largest Kerberos ticket, a body for 256 lines of READ; frames from clients
 /// are RTCP.
@@ -61,7 +61,7 @@ where
     let (mut read, write) = tokio::io::split(stream);
     let outbox: Arc<Outbox<Sending>> = Arc::default();
     let bucket = shared.limits.client(peer.ip());
-    let source = Source::new(shared.clone(), bucket);
+    let source = Source::new(shared.clone(), bucket, connection.presence.client().clone());
     let writing = writing::write(write, &outbox, &source);
     tokio::pin!(writing);
     let mut dialogue = Dialogue::new(connection, shared, outbox.clone());

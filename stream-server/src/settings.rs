@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{ContentRoot, TlsSettings};
+use crate::{ContentRoot, LimitSettings, LogTarget, TlsSettings};
 
 /// A pack of some hundred MB on a slow line.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
@@ -27,6 +27,12 @@ pub struct ServerSettings {
     pub sockets: Vec<Arc<TcpListener>>,
     /// TLS, if it is spoken.
     pub tls: Option<TlsSettings>,
+    /// File that says who may read and publish what; without one everybody may read everything, and nobody publish.
+    pub access: Option<PathBuf>,
+    /// Where it is written down who was sent what.
+    pub access_log: LogTarget,
+    /// How fast clients are served.
+    pub limits: LimitSettings,
     /// How long running transfers may take to finish once the end was asked for.
     pub drain_deadline: Duration,
     /// Most connections at a time; at least 1.
@@ -47,6 +53,9 @@ impl ServerSettings {
             listen: vec![listen.into()],
             sockets: Vec::new(),
             tls: None,
+            access: None,
+            access_log: LogTarget::Off,
+            limits: LimitSettings::default(),
             drain_deadline: DRAIN_DEADLINE,
             connections: CONNECTIONS,
             connections_per_address: CONNECTIONS_PER_ADDRESS,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use fs_core::trust::head::HEAD_TAIL_BYTES;
 use serde_json::Value;
-use tests::{Fault, FaultServer, MountGuard, Nginx, Request, Rule, Streamfs, wait_for};
+use tests::{Fault, FaultServer, MountGuard, Nginx, Request, Rule, Served, Streamfs, wait_for};
 
 use crate::{in_folder, noise, sample};
 
@@ -130,6 +130,30 @@ fn a_cold_launch_takes_few_requests_and_little_more_than_its_launch_object() {
     let (objects, _) = bytes(&server.requests_since(mark));
     assert_eq!(objects, 0, "{:#?}", server.requests_since(mark));
     mount.unmount();
+}
+
+/// Also where the stored `head` has another version's beginning behind it.
+#[test]
+fn a_streaming_server_sends_a_launch_with_its_first_answer() {
+    let world = World::new();
+    world.publish("2.0", None);
+    let log = world.publisher.home().join("access.log");
+    let server = Served::start(&world.publisher, &world.content, &["--access-log", log.to_str().expect("plain")]);
+    let user = Streamfs::new();
+    let mount = user.mount(&format!("{}/app@1.0", server.url("http")), "mnt");
+    world.launch(mount.path()).expect("reads");
+    wait_for_phase(&user, &mount, "complete");
+    mount.unmount();
+    // The request for news ends with the mount, and is the last that is logged.
+    let lines: Vec<Value> = wait_for("the access log", DEADLINE, || {
+        let text = fs::read_to_string(&log).ok()?;
+        let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        (lines.len() > 1).then_some(lines)
+    });
+    let objects: Vec<&str> = lines.iter().filter_map(|line| line["object"].as_str()).collect();
+    assert_eq!(objects, ["head"], "{lines:?}");
+    let set_bytes = world.set["bytes"].as_u64().expect("the size of the launch object");
+    assert!(lines[0]["bytes"].as_u64() > Some(set_bytes), "{lines:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod cache;
 mod cli_errors;
+mod collecting;
 mod crashes;
 mod faults;
 mod http_servers;
@@ -12,10 +13,12 @@ mod login;
 mod metrics;
 mod profile;
 mod publishing;
+mod publishing_remote;
 mod real_trees;
 mod run;
 mod scale;
 mod serving;
+mod streaming;
 mod tampering;
 mod trace;
 mod trust_state;

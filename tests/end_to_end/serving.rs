@@ -54,29 +54,6 @@ fn one_port_serves_mounts_in_clear_and_by_tls() {
         assert_same_tree(&source, mount.path());
         mount.unmount();
     }
-    // The story of an upgrade.
-    for (version, scheme) in [("2.0", "https"), ("3.0", "rtsps")] {
-        let mount = user.mount(&format!("{}/app", server.url(scheme)), "mnt");
-        fs::write(source.join("small"), format!("changed in {version}\n")).expect("a folder of the test");
-        user.publish(&source, &in_folder(&content, "app"), version);
-        user.ok([OsStr::new("remount"), mount.path().as_os_str()]);
-        assert_same_tree(&source, mount.path());
-        mount.unmount();
-    }
-}
-
-/// A streaming server tells of it; nobody waits for the next poll, which is a minute away.
-#[test]
-fn mounts_over_rtsp_hear_of_new_versions() {
-    let (user, source, content) = published();
-    let server = Served::start(&user, &content, &[]);
-    let mount = user.mount(&format!("{}/app", server.url("rtsp")), "mnt");
-    fs::write(source.join("small"), "changed\n").expect("a folder of the test");
-    user.publish(&source, &in_folder(&content, "app"), "2.0");
-    wait_for("the mount to hear of it", Duration::from_secs(5), || {
-        (user.status_of(mount.path())["newer"] == "2.0").then_some(())
-    });
-    mount.unmount();
 }
 
 #[test]

@@ -114,12 +114,13 @@ fn watch(path: &Path, stop: &AtomicBool, looks: &AtomicU64) -> Vec<String> {
     failures
 }
 
-fn tell_the_story(user: &Streamfs, package: &str, location: &str) {
+/// Version 2 of the application takes version 1's place while that runs. `poll` is how often the client asks for news.
+pub(crate) fn tell_the_story(user: &Streamfs, package: &str, location: &str, poll: &str) {
     let (one, two) = (user.folder("one"), user.folder("two"));
     application(&one, "1.0");
     application(&two, "2.0");
     user.publish(&one, package, "1.0");
-    let mount = user.mount_with(location, "mnt", &["--poll-interval", "1s"]);
+    let mount = user.mount_with(location, "mnt", &["--poll-interval", poll]);
     let mut running = Running::start(&mount);
     assert_eq!(running.line(), "ready 1.0");
     assert_eq!(running.ask("data/0"), "file 0 of 1.0");
@@ -179,7 +180,7 @@ impl Drop for Stopper<'_> {
 fn a_running_program_keeps_its_version_from_a_folder() {
     let user = Streamfs::new();
     let package = in_folder(&user.folder("content"), "app");
-    tell_the_story(&user, &package, &package);
+    tell_the_story(&user, &package, &package, "1s");
 }
 
 #[test]
@@ -187,7 +188,7 @@ fn a_running_program_keeps_its_version_from_a_web_server() {
     let user = Streamfs::new();
     let content = user.folder("content");
     let server = Nginx::http(&content);
-    tell_the_story(&user, &in_folder(&content, "app"), &format!("{}/app", server.url()));
+    tell_the_story(&user, &in_folder(&content, "app"), &format!("{}/app", server.url()), "1s");
 }
 
 /// An upgrade that changes 1 % stores and fetches at most 2 % new bytes.

@@ -4,6 +4,7 @@
 //! Nothing here checks the product; tests do, and name in their failures what they expected. Everything a test
 //! starts ends with the value that started it, also when the test panics.
 
+mod browser;
 mod caching_proxy;
 mod compare;
 mod fault_server;
@@ -17,6 +18,7 @@ mod tier;
 mod trees;
 mod waiting;
 
+pub use browser::Browser;
 pub use caching_proxy::{CacheKind, CachingProxy};
 pub use compare::{assert_same_tree, compare_trees};
 pub use fault_server::{Fault, FaultServer, Rule, ServedRequest};

@@ -40,6 +40,11 @@ impl Served {
         self.address
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// URL of the content root, without a slash at its end.
     pub fn url(&self, scheme: &str) -> String {
         format!("{scheme}://{}", self.address)

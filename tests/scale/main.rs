@@ -1,4 +1,7 @@
-//! A version of a million files: what mounting and looking into it fetches, and what memory walking it takes.
+//! A version of a million files: what mounting and looking into it fetches, and what memory walking it takes; and two
+//! thousand clients at one server.
+
+mod crowd;
 
 use std::fs;
 use std::path::Path;

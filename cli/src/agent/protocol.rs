@@ -207,6 +207,7 @@ pub(crate) struct OriginWire {
     ca_files: Vec<WirePath>,
     credentials: CredentialsWire,
     allow_plaintext_credentials: bool,
+    report_launches: bool,
     read_deadline_ms: u64,
     stall_timeout_ms: u64,
     connect_timeout_ms: u64,
@@ -248,6 +249,7 @@ impl From<OriginConfig> for OriginWire {
                 Credentials::Kerberos => CredentialsWire::Kerberos {},
             },
             allow_plaintext_credentials: config.allow_plaintext_credentials,
+            report_launches: config.report_launches,
             read_deadline_ms: millis(config.retry.read_deadline),
             stall_timeout_ms: millis(config.retry.stall_timeout),
             connect_timeout_ms: millis(config.retry.connect_timeout),
@@ -266,6 +268,7 @@ impl From<OriginWire> for OriginConfig {
                 CredentialsWire::Kerberos {} => Credentials::Kerberos,
             },
             allow_plaintext_credentials: wire.allow_plaintext_credentials,
+            report_launches: wire.report_launches,
             retry: RetryPolicy {
                 read_deadline: Duration::from_millis(wire.read_deadline_ms),
                 // Whoever wants answers sooner than usual wants metadata so, too.
@@ -362,6 +365,7 @@ mod tests {
             ca_files: vec!["/ca.pem".into()],
             credentials: Credentials::Basic { user: "u".into(), password: "p".into() },
             allow_plaintext_credentials: true,
+            report_launches: true,
             retry: RetryPolicy {
                 read_deadline: Duration::from_millis(1500),
                 metadata_deadline: Duration::from_millis(1500),

@@ -136,7 +136,11 @@ fn tell(report: &PackageReport, dry_run: bool) -> anyhow::Result<()> {
         report::bytes(collected.removed_bytes)
     );
     if collected.waiting > 0 {
-        words.push_str(&format!("; {} more ({}) are too young", collected.waiting, report::bytes(collected.waiting_bytes)));
+        words.push_str(&format!(
+            "; {} more ({}) are too young",
+            collected.waiting,
+            report::bytes(collected.waiting_bytes)
+        ));
     }
     if !collected.in_use.is_empty() {
         let versions: Vec<&str> = collected.in_use.iter().map(|version| version.as_str()).collect();

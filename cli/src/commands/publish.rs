@@ -97,10 +97,7 @@ pub(super) async fn run(arguments: PublishArguments, context: &Context) -> anyho
     if json { report::json(&summary) } else { report::line(in_words(&summary)) }
 }
 
-fn prepare(
-    arguments: &PublishArguments,
-    context: &Context,
-) -> anyhow::Result<(PublishRequest, Option<ServerPackage>)> {
+fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<(PublishRequest, Option<ServerPackage>)> {
     let location: PackageLocation = arguments.package.parse()?;
     if let Some(selector) = &location.selector {
         bail!(

@@ -35,7 +35,8 @@ pub(super) async fn run(arguments: RenewArguments, context: &Context) -> anyhow:
     let mut signing = Signing::open(&location, arguments.keys.as_deref(), context).await.with_context(what)?;
     signing.publisher.renew().await.with_context(what)?;
     signing.finish(context).await.with_context(what)?;
-    let expires = signing.publisher.timestamp_expires().context("the new timestamp cannot be read").with_context(what)?;
+    let expires =
+        signing.publisher.timestamp_expires().context("the new timestamp cannot be read").with_context(what)?;
     if arguments.json {
         return report::json(&json!({ "package": location.package_key(), "expires": expires }));
     }

@@ -8,7 +8,9 @@ use clap::Args;
 use fs_core::config::ServeSettings;
 use fs_core::location::{Origin, PackageLocation};
 use serde_json::json;
-use stream_server::{CertificateSource, ContentRoot, Reloader, Server, ServerSettings, TlsSettings};
+use stream_server::{
+    CertificateSource, ContentRoot, LimitSettings, LogTarget, Reloader, Server, ServerSettings, TlsSettings,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
@@ -41,6 +43,18 @@ pub struct ServeArguments {
     /// Authorities (PEM) whose certificates clients may show
     #[arg(long, value_name = "FILE")]
     client_ca: Option<PathBuf>,
+    /// File that says who may read and publish which package (docs/ACCESS.md); without it everybody may read everything
+    #[arg(long, value_name = "FILE")]
+    access: Option<PathBuf>,
+    /// Write each request to this file as a line of JSON; - for standard output
+    #[arg(long, value_name = "FILE")]
+    access_log: Option<PathBuf>,
+    /// Most bytes per second to one client, for example 20M/s
+    #[arg(long, value_name = "RATE", value_parser = crate::arguments::rate)]
+    client_rate: Option<u64>,
+    /// Most bytes per second to all clients together
+    #[arg(long, value_name = "RATE", value_parser = crate::arguments::rate)]
+    total_rate: Option<u64>,
     /// How long transfers may take to finish once the end was asked for
     #[arg(long, value_name = "DURATION", value_parser = crate::arguments::duration)]
     drain: Option<Duration>,
@@ -146,6 +160,19 @@ fn server_settings(arguments: &ServeArguments, settings: &InForce) -> anyhow::Re
     server.content = content_root(content, settings)?;
     server.listen = if arguments.listen.is_empty() { file.listen.clone() } else { arguments.listen.clone() };
     server.tls = tls(arguments, file, &server.listen)?;
+    server.access = arguments.access.clone().or_else(|| file.access.clone());
+    server.access_log = match arguments.access_log.clone().or_else(|| file.access_log.clone()) {
+        None => LogTarget::Off,
+        Some(path) if path.as_os_str() == "-" => LogTarget::StandardOutput,
+        Some(path) => LogTarget::File(path),
+    };
+    server.limits = LimitSettings {
+        client_bytes_per_second: arguments.client_rate.or(file.client_rate),
+        total_bytes_per_second: arguments.total_rate.or(file.total_rate),
+    };
+    if [server.limits.client_bytes_per_second, server.limits.total_bytes_per_second].contains(&Some(0)) {
+        bail!("a rate of nothing at all would serve nobody; leave it out for no limit");
+    }
     server.drain_deadline = arguments.drain.or(file.drain).unwrap_or(server.drain_deadline);
     server.connections = arguments.connections.or(file.connections).unwrap_or(server.connections);
     let per_address = arguments.connections_per_address.or(file.connections_per_address);
@@ -258,7 +285,24 @@ mod tests {
         let certificate = CertificateSource::Files { certificate: "/c".into(), key: "/k".into() };
         assert_eq!(flags.tls, Some(TlsSettings { certificate, client_ca: None, only: true }));
         let neither = settings("/other", "").unwrap();
+        assert_eq!((&neither.access, &neither.access_log), (&None, &LogTarget::Off));
         assert!(neither.tls.is_none() && neither.listen.is_empty() && neither.connections > 1000);
+    }
+
+    #[test]
+    fn access_and_limits_are_taken_from_flags_or_the_file() {
+        let file = "[server]\naccess = \"/a\"\naccess_log = \"-\"\nclient_rate = \"2M\"\ntotal_rate = \"1G\"";
+        let it = settings("/c", file).unwrap();
+        assert_eq!(
+            (it.access.as_deref(), it.access_log),
+            (Some(std::path::Path::new("/a")), LogTarget::StandardOutput)
+        );
+        let (client, total) = (Some(2 << 20), Some(1 << 30));
+        assert_eq!(it.limits, LimitSettings { client_bytes_per_second: client, total_bytes_per_second: total });
+        let it = settings("/c --access /b --access-log /log --client-rate 5K/s", file).unwrap();
+        assert_eq!((it.access, it.access_log), (Some("/b".into()), LogTarget::File("/log".into())));
+        assert_eq!(it.limits.client_bytes_per_second, Some(5 << 10));
+        assert!(settings("/c", "[server]\ntotal_rate = \"0\"").unwrap_err().to_string().contains("nothing"));
     }
 
     #[test]

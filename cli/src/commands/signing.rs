@@ -25,7 +25,11 @@ impl Signing {
     /// # Errors
     /// If nothing was published there (opening a publisher would begin a package), it cannot be reached, or the keys are
     /// not here.
-    pub(super) async fn open(location: &PackageLocation, keys: Option<&Path>, context: &Context) -> anyhow::Result<Self> {
+    pub(super) async fn open(
+        location: &PackageLocation,
+        keys: Option<&Path>,
+        context: &Context,
+    ) -> anyhow::Result<Self> {
         let keys = KeyStore::new(keys_dir(keys, context)?);
         let (staged, dir) = match &location.origin {
             Origin::Folder(content_root) => (None, content_root.join(location.package.as_str())),

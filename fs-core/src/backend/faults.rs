@@ -14,7 +14,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 
-use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{
+    Backend, Beginning, ByteStream, Enough, Hold, LaunchReport, ObjectPath, ObjectState, ReadOptions, Validator,
+};
 use crate::error::{Error, Result};
 use crate::location::PackageVersion;
 
@@ -206,6 +208,10 @@ impl Backend for Faults {
 
     fn hold(&self, version: &PackageVersion) -> Hold {
         self.inner.hold(version)
+    }
+
+    async fn report_launch(&self, report: &LaunchReport) -> Result<()> {
+        self.inner.report_launch(report).await
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {

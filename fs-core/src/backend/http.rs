@@ -4,6 +4,7 @@
 //! login portal, an answer for other bytes than those asked for, one that breaks off.
 
 mod answer;
+pub mod events;
 mod lanes;
 pub mod upload;
 
@@ -18,14 +19,23 @@ use bytes::BytesMut;
 use futures::{StreamExt, TryStreamExt, stream};
 use reqwest::header::{self, HeaderValue};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use tokio::sync::watch;
 use url::Url;
 
+use self::events::Listening;
 use self::lanes::Lanes;
-use super::{Backend, Beginning, ByteStream, Enough, ObjectPath, ObjectState, ReadOptions, Validator, negotiate};
+use super::{
+    Backend, Beginning, ByteStream, Enough, Hold, LaunchReport, ObjectPath, ObjectState, ReadOptions, Validator,
+    negotiate,
+};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
-use crate::location::PackageName;
+use crate::location::{PackageName, PackageVersion};
+use crate::trust::HEAD_OBJECT;
 
+/// Header of a request for `head` that names what is about to be started, as `/launch` has it in its query
+/// (docs/HTTP.md); the answer may then bring all of that launch set behind `head`. Other servers pass over it.
+pub const LAUNCH_HEADER: &str = "streamfs-launch";
 /// Redirects followed for one request.
 const REDIRECTS_MAX: usize = 5;
 /// Flow-control windows of HTTP/2. hyper's 2 MiB would hold a fast line with a long round trip back: 8 MiB are
@@ -39,6 +49,7 @@ pub struct HttpBackend {
     folder: Url,
     origin: String,
     config: Arc<OriginConfig>,
+    listening: Listening,
 }
 
 impl fmt::Debug for HttpBackend {
@@ -66,7 +77,8 @@ impl HttpBackend {
         let config = Arc::new(config.clone());
         let lanes = Lanes::new(client(&config)?, config.clone());
         let origin = folder.as_str().trim_end_matches('/').to_owned();
-        Ok(Self { lanes, folder, origin, config })
+        let listening = Listening::new(&folder, lanes.ordinary().clone(), config.clone());
+        Ok(Self { lanes, folder, origin, config, listening })
     }
 
     fn url(&self, object: &ObjectPath) -> Url {
@@ -255,11 +267,17 @@ impl Backend for HttpBackend {
         if let Some((name, value)) = known.and_then(answer::condition) {
             request = request.header(name, value);
         }
+        if let Some(wish) = enough.launch {
+            request = request.header(LAUNCH_HEADER, wish.query());
+        }
         let wanted = enough.first_bytes.filter(|wanted| *wanted > 0);
         if let Some(wanted) = wanted {
             request = request.header(header::RANGE, format!("bytes=0-{}", wanted - 1));
         }
         let mut response = self.send(object, request).await?;
+        if object.as_str() == HEAD_OBJECT {
+            self.listening.learn(&response);
+        }
         let about = self.answer(object);
         if response.status() == StatusCode::NOT_MODIFIED && known.is_some() {
             return Ok(Beginning::NotModified);
@@ -310,6 +328,29 @@ impl Backend for HttpBackend {
             }
         };
         Ok(Beginning::Object { front: front.freeze(), rest, validator })
+    }
+
+    fn hold(&self, version: &PackageVersion) -> Hold {
+        Hold::until_dropped(self.listening.hold(version))
+    }
+
+    async fn report_launch(&self, report: &LaunchReport) -> Result<()> {
+        if !self.config.report_launches {
+            return Ok(());
+        }
+        let mut url = self.folder.clone();
+        url.set_path(&format!("{}launches", self.folder.path()));
+        let about = ObjectPath::new("launches")?;
+        let text = serde_json::to_vec(report).expect("plain fields have a form in JSON");
+        let request = request(self.lanes.ordinary(), Method::POST, url, &self.config.credentials)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(text);
+        let response = self.send(&about, request).await?;
+        self.answer(&about).refusal(&response)
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.listening.changes())
     }
 }
 

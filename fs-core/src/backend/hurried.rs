@@ -7,7 +7,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{
+    Backend, Beginning, ByteStream, Enough, Hold, LaunchReport, ObjectPath, ObjectState, ReadOptions, Validator,
+};
 use crate::error::Result;
 use crate::location::PackageVersion;
 
@@ -51,6 +53,10 @@ impl Backend for Hurried {
 
     fn hold(&self, version: &PackageVersion) -> Hold {
         self.inner.hold(version)
+    }
+
+    async fn report_launch(&self, report: &LaunchReport) -> Result<()> {
+        self.inner.report_launch(report).await
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {

@@ -9,7 +9,9 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{
+    Backend, Beginning, ByteStream, Enough, Hold, LaunchReport, ObjectPath, ObjectState, ReadOptions, Validator,
+};
 use crate::error::Result;
 use crate::location::PackageVersion;
 
@@ -131,6 +133,10 @@ impl Backend for Recording {
 
     fn hold(&self, version: &PackageVersion) -> Hold {
         self.inner.hold(version)
+    }
+
+    async fn report_launch(&self, report: &LaunchReport) -> Result<()> {
+        self.inner.report_launch(report).await
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {

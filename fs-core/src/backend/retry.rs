@@ -20,7 +20,9 @@ use futures::{StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{
+    Backend, Beginning, ByteStream, Enough, Hold, LaunchReport, ObjectPath, ObjectState, ReadOptions, Validator,
+};
 use crate::config::RetryPolicy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::location::PackageVersion;
@@ -274,6 +276,10 @@ impl Backend for Retry {
 
     fn hold(&self, version: &PackageVersion) -> Hold {
         self.inner.hold(version)
+    }
+
+    async fn report_launch(&self, report: &LaunchReport) -> Result<()> {
+        self.inner.report_launch(report).await
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {

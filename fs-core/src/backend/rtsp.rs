@@ -36,7 +36,9 @@ use self::connection::{Answer, Cause, Connection, Context, Ended, Event, Phase};
 use self::dial::Dialer;
 use self::record::Tag;
 use super::http::{check, is_private_way};
-use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{
+    Backend, Beginning, ByteStream, Enough, Hold, LaunchReport, ObjectPath, ObjectState, ReadOptions, Validator,
+};
 use crate::config::{Credentials, OriginConfig};
 use crate::error::{Error, Result};
 use crate::location::{PackageName, PackageVersion};
@@ -47,6 +49,10 @@ pub const READ_FEATURE: &str = "org.streamfs.read";
 pub const NOTICES_FEATURE: &str = "org.streamfs.notices";
 /// `Notify-Reason` of a PLAY_NOTIFY that tells of a new version.
 pub const NEW_VERSION_REASON: &str = "org.streamfs.new-version";
+/// Name of the parameter by which a client tells how long a launch took: a [`LaunchReport`] as JSON.
+pub const LAUNCH_PARAMETER: &str = "org.streamfs.launch";
+/// Type of a body of parameters (RFC 7826 §20.3).
+pub const PARAMETERS_TYPE: &str = "text/parameters";
 /// What a validator of ours begins with.
 const VALIDATOR: &str = "rtsp ";
 /// Pauses between tries to be told of new versions while the server is away.
@@ -104,6 +110,7 @@ impl RtspBackend {
             connect_timeout: config.retry.connect_timeout,
             stall_timeout: config.retry.stall_timeout,
             news: watch::Sender::new(0),
+            report_launches: config.report_launches,
         });
         Ok(Self {
             shared: Arc::new(Shared {
@@ -139,8 +146,7 @@ impl RtspBackend {
     ) -> Result<(Answer, record::State, bool)> {
         let known = known.and_then(|known| Tag::new(known.0.strip_prefix(VALIDATOR)?));
         let is_conditional = known.is_some();
-        let asked =
-            Asked { id: 0, object: object.clone(), part, urgent: true, state: true, known, window: None };
+        let asked = Asked { id: 0, object: object.clone(), part, urgent: true, state: true, known, window: None };
         let about = self.about(object);
         let mut answer = self.ask(asked).await?;
         match about.next(&mut answer).await? {
@@ -218,6 +224,16 @@ impl Backend for RtspBackend {
     fn hold(&self, version: &PackageVersion) -> Hold {
         self.shared.hold(version.as_str());
         Hold::until_dropped(HeldVersion { shared: self.shared.clone(), version: version.to_string() })
+    }
+
+    async fn report_launch(&self, report: &LaunchReport) -> Result<()> {
+        // Without a connection nobody would wait for one only to tell this.
+        if self.shared.context.report_launches
+            && let Some(connection) = self.shared.current.lock().upgrade()
+        {
+            connection.report(report);
+        }
+        Ok(())
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {

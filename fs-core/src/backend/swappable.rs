@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
-use super::{Backend, Beginning, ByteStream, Enough, Hold, ObjectPath, ObjectState, ReadOptions, Validator};
+use super::{
+    Backend, Beginning, ByteStream, Enough, Hold, LaunchReport, ObjectPath, ObjectState, ReadOptions, Validator,
+};
 use crate::error::Result;
 use crate::location::PackageVersion;
 
@@ -105,6 +107,10 @@ impl Backend for Swappable {
         let hold = self.current().hold(version);
         holds.by_number.insert(number, (version.clone(), hold));
         Hold::until_dropped(Held { number, holds: self.holds.clone() })
+    }
+
+    async fn report_launch(&self, report: &LaunchReport) -> Result<()> {
+        self.current().report_launch(report).await
     }
 
     fn changes(&self) -> Option<watch::Receiver<u64>> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
-use super::settings::duration;
+use super::settings::{duration, size};
 
 /// `[server]`. What it does not say is `None`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -23,6 +23,16 @@ pub struct ServeSettings {
     pub tls_only: Option<bool>,
     /// Authorities (PEM) whose certificates clients may show.
     pub client_ca: Option<PathBuf>,
+    /// File that says who may read and publish which package.
+    pub access: Option<PathBuf>,
+    /// File to which each request is written as a line of JSON; `-` for standard output.
+    pub access_log: Option<PathBuf>,
+    /// Most bytes per second to one client.
+    #[serde(deserialize_with = "size")]
+    pub client_rate: Option<u64>,
+    /// Most bytes per second to all clients together.
+    #[serde(deserialize_with = "size")]
+    pub total_rate: Option<u64>,
     /// How long running transfers may take to finish once the end was asked for.
     #[serde(deserialize_with = "duration")]
     pub drain: Option<Duration>,

@@ -122,6 +122,9 @@ pub struct OriginRule {
     /// Send them over plain `http://` to other machines, too.
     #[serde(default)]
     pub allow_plaintext_credentials: bool,
+    /// Tell a streaming server how long launches took.
+    #[serde(default)]
+    pub report_launches: bool,
 }
 
 /// Credentials as the file names them: in place, or by the path of a file that holds nothing else.

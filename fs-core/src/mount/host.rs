@@ -26,7 +26,7 @@ use super::learn::LearnedSets;
 use super::prefetch::{self, PrefetchPolicy};
 use super::{Identity, Mount};
 use crate::backend::swappable::Swappable;
-use crate::backend::{self, Backend, Validator};
+use crate::backend::{self, Backend, LaunchWish, Validator};
 use crate::cache::{Cache, CacheLimits};
 use crate::config::{OriginConfig, OriginTable, RetryPolicy};
 use crate::error::{Error, ErrorKind, Result};
@@ -228,7 +228,7 @@ impl Host {
         launch: &LaunchChoice,
     ) -> Result<Pinned> {
         let package = self.package(location)?;
-        let (loaded, tail) = package.load(&self.trust, trust_root).await?;
+        let (loaded, tail) = package.load(&self.trust, trust_root, launch.wish(location)).await?;
         // Who does not want it ends its transfer at once.
         let tail = tail.filter(|_| *launch != LaunchChoice::Off);
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
@@ -257,7 +257,7 @@ impl Host {
         prepare: impl FnOnce(&Arc<Mount>),
     ) -> Result<Pinned> {
         let package = self.package(location)?;
-        let (loaded, tail) = package.load(&self.trust, trust_root).await?;
+        let (loaded, tail) = package.load(&self.trust, trust_root, launch.wish(location)).await?;
         // Who does not want it ends its transfer at once.
         let tail = tail.filter(|_| *launch != LaunchChoice::Off);
         let record = loaded.catalog.resolve(location.selector.as_ref(), &package.key)?;
@@ -307,7 +307,7 @@ impl Host {
 
     /// All versions and channels.
     pub async fn catalog(self: &Arc<Self>, location: &PackageLocation, trust_root: Option<&Path>) -> Result<Loaded> {
-        Ok(self.package(location)?.load(&self.trust, trust_root).await?.0)
+        Ok(self.package(location)?.load(&self.trust, trust_root, None).await?.0)
     }
 
     /// A version as this machine has it, without asking its origin anything.
@@ -497,14 +497,20 @@ impl Package {
         mounts.get(&identity_key(record))?.upgrade()
     }
 
-    async fn load(&self, trust: &TrustStore, trust_root: Option<&Path>) -> Result<(Loaded, Option<Tail>)> {
+    /// `launch` is what is about to be started.
+    async fn load(
+        &self,
+        trust: &TrustStore,
+        trust_root: Option<&Path>,
+        launch: Option<LaunchWish>,
+    ) -> Result<(Loaded, Option<Tail>)> {
         let trust_root = match trust_root {
             None => None,
             Some(path) => Some(Bytes::from(
                 tokio::fs::read(path).await.map_err(|e| Error::local("read the trust root", path, e))?,
             )),
         };
-        let options = LoadOptions { trust_root, fall_back_after: Some(FALL_BACK_AFTER) };
+        let options = LoadOptions { trust_root, fall_back_after: Some(FALL_BACK_AFTER), launch };
         self.load_with(trust, &options).await
     }
 

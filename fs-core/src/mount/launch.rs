@@ -25,10 +25,12 @@ use self::known::Known;
 use self::stream::{Stop, receive};
 use super::pages::Held;
 use super::{Mount, Need};
+use crate::backend::{LaunchReport, LaunchWish};
 use crate::cache::Blob;
 use crate::error::{Error, Result};
 use crate::fetch::arriving::Arriving;
 use crate::fetch::{Fetcher, Urgency, Wanted};
+use crate::location::PackageLocation;
 use crate::package::descriptor::LaunchRef;
 use crate::package::launch::{LaunchEntry, hash_prefix, parse_index};
 use crate::package::tree::PageTreeKind;
@@ -67,6 +69,18 @@ pub enum LaunchChoice {
     Named(String),
     /// None.
     Off,
+}
+
+impl LaunchChoice {
+    /// What an origin is told of it.
+    pub(super) fn wish(&self, location: &PackageLocation) -> Option<LaunchWish> {
+        let set = match self {
+            LaunchChoice::First => None,
+            LaunchChoice::Named(name) => Some(name.clone()),
+            LaunchChoice::Off => return None,
+        };
+        Some(LaunchWish { selector: location.selector.clone(), set })
+    }
 }
 
 /// How bringing a launch set goes.
@@ -272,6 +286,19 @@ impl Mount {
     /// Tells that the launch is over: from now on what is read is no longer what the launch set says.
     pub fn launch_is_over(&self) {
         self.launch.over.store(true, Ordering::Relaxed);
+        let Some(took) = self.metrics.launch_is_over() else { return };
+        let name = self.launch_statistics().name;
+        let report = LaunchReport {
+            version: self.descriptor.version.clone(),
+            app: (!name.is_empty()).then_some(name),
+            ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        };
+        let backend = self.fetcher.backend().clone();
+        self.fetcher.runtime().spawn(async move {
+            if let Err(error) = backend.report_launch(&report).await {
+                tracing::debug!(%error, "nobody was told how long a launch took");
+            }
+        });
     }
 
     /// How bringing the launch set goes, to be waited upon.

@@ -1,9 +1,11 @@
 //! Counters of one mount: what was read, what waited for what and how long, where it came from.
 //!
-//! They are always on. What is answered at once adds to a few atomics; only what waits takes a look at the clock.
+//! They are always on. What is answered at once adds to a few atomics; only what waits, and what is asked
+//! during a launch, takes a look at the clock.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -107,6 +109,10 @@ struct Histogram {
 /// The counters themselves.
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
+    /// When the first read came, and when, in microseconds after that, the last question was answered.
+    first_read: OnceLock<Instant>,
+    last_answer_micros: AtomicU64,
+    launch_is_over: AtomicBool,
     reads: AtomicU64,
     reads_local: AtomicU64,
     bytes_read: AtomicU64,
@@ -159,8 +165,33 @@ impl Histogram {
 }
 
 impl Metrics {
+    fn note_time(&self) {
+        if let Some(first) = self.first_read.get()
+            && !self.launch_is_over.load(Ordering::Relaxed)
+        {
+            let micros = u64::try_from(first.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.last_answer_micros.fetch_max(micros, Ordering::Relaxed);
+        }
+    }
+
+    /// A read was asked for.
+    pub(super) fn read_asked(&self) {
+        if self.first_read.get().is_none() && !self.launch_is_over.load(Ordering::Relaxed) {
+            // Another thread's may have been the first.
+            let _ = self.first_read.set(Instant::now());
+        }
+    }
+
+    /// Nothing that comes from now on belongs to the launch. Tells how long it took, from its first read on; `None` if
+    /// nothing was read.
+    pub(super) fn launch_is_over(&self) -> Option<Duration> {
+        self.launch_is_over.store(true, Ordering::Relaxed);
+        self.first_read.get().map(|_| Duration::from_micros(get(&self.last_answer_micros)))
+    }
+
     /// A read was answered, at once or not.
     pub(super) fn read(&self, result: &Result<Bytes>, at_once: bool) {
+        self.note_time();
         let bytes = result.as_ref().map_or(0, |bytes| bytes.len() as u64);
         add(&self.reads, 1);
         add(&self.bytes_read, bytes);
@@ -172,6 +203,7 @@ impl Metrics {
 
     /// A question was answered.
     pub(super) fn answered<T>(&self, result: &Result<T>) {
+        self.note_time();
         if result.is_err() {
             add(&self.questions_failed, 1);
         }

@@ -45,6 +45,7 @@ impl FileFacts {
 impl Mount {
     /// Reads up to `length` bytes of the file `id` from `offset`: exactly as many as there are before its end.
     pub fn read(self: &Arc<Self>, id: NodeId, offset: u64, length: usize) -> Answer<Bytes> {
+        self.metrics.read_asked();
         let question = move |this: &Mount, held: &mut Held| this.read_now(held, id, offset, length);
         let answer = self.answer_watched(question, move |bytes: Option<&Bytes>| Operation::Read {
             node: id,

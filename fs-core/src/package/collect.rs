@@ -120,7 +120,9 @@ pub fn to_retire(
     let needed = |version: &PackageVersion| {
         in_use.contains(version) || catalog.channels.values().any(|pointed| pointed == version)
     };
-    rest.filter(|record| old(record.published) && !needed(&record.version)).map(|record| record.version.clone()).collect()
+    rest.filter(|record| old(record.published) && !needed(&record.version))
+        .map(|record| record.version.clone())
+        .collect()
 }
 
 /// The versions and channels that are published in a package's folder; `None` if nothing is.

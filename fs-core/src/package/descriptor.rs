@@ -211,9 +211,8 @@ impl Descriptor {
     /// What the version consists of beside this, with lengths.
     pub fn objects(&self) -> impl Iterator<Item = (ObjectPath, u64)> + '_ {
         let packs = self.packs.iter().map(|pack| (pack.path(), pack.bytes));
-        let launch = self.launch.iter().flat_map(|set| {
-            [(set.path(), set.bytes), (set.profile.path(), set.profile.bytes)]
-        });
+        let launch =
+            self.launch.iter().flat_map(|set| [(set.path(), set.bytes), (set.profile.path(), set.profile.bytes)]);
         std::iter::once((self.tree.path(), self.tree.bytes)).chain(packs).chain(launch)
     }
 

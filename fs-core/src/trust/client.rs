@@ -20,7 +20,7 @@ use super::verify::{
 };
 use super::{Catalog, METADATA_DIR, VersionRecord};
 use crate::backend::hurried::Hurried;
-use crate::backend::{Backend, ObjectPath, ReadOptions, SmallRead, Validator, collect};
+use crate::backend::{Backend, LaunchWish, ObjectPath, ReadOptions, SmallRead, Validator, collect};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How to load.
@@ -32,6 +32,8 @@ pub struct LoadOptions {
     /// How long the origin may take for each file before the copy that was accepted last is used, if there is one.
     /// Without it, as long as the backend allows.
     pub fall_back_after: Option<Duration>,
+    /// What is about to be started, for origins that can send what it reads with the catalog.
+    pub launch: Option<LaunchWish>,
 }
 
 /// How new the catalog is.
@@ -99,7 +101,8 @@ pub async fn load_with_tail(
         Some(patience) if saved.trusted.is_some() => Arc::new(Hurried::new(backend.clone(), patience)),
         _ => backend.clone(),
     };
-    let loading = Loading { backend, asked, package_key, place, saved, given: options.trust_root.clone() };
+    let (given, launch) = (options.trust_root.clone(), options.launch.as_ref());
+    let loading = Loading { backend, asked, package_key, place, saved, given, launch };
     loading.load().await
 }
 
@@ -138,6 +141,7 @@ struct Loading<'a> {
     place: Place,
     saved: Saved,
     given: Option<Bytes>,
+    launch: Option<&'a LaunchWish>,
 }
 
 /// Metadata that was accepted, and the root to pin if none is.
@@ -152,7 +156,7 @@ impl Loading<'_> {
         // Who has used the package has most of what a launch reads.
         let front_only = self.saved.trusted.as_ref().filter(|_| self.saved.used);
         let front_only = front_only.map(|trusted| FRONT_BYTES + 2 * trusted.encoded_bytes());
-        let (head, validator) = match read_head(&*self.asked, None, front_only).await {
+        let (head, validator) = match read_head(&*self.asked, None, front_only, self.launch).await {
             Ok(Some(HeadRead { front, after, validator })) => {
                 let validator = tag(HEAD_TAG, &front, validator.as_ref());
                 match Head::parse(&front) {
@@ -460,7 +464,7 @@ async fn poll_object(backend: &Arc<dyn Backend>, tag_name: &str, known: Option<&
     let known = known.and_then(|v| untag(tag_name, v));
     let theirs = known.as_ref().and_then(|(_, v)| v.clone());
     let read = if tag_name == HEAD_TAG {
-        read_head(&**backend, theirs.as_ref(), Some(FRONT_BYTES)).await?.map(|head| (head.front, head.validator))
+        read_head(&**backend, theirs.as_ref(), Some(FRONT_BYTES), None).await?.map(|head| (head.front, head.validator))
     } else {
         match backend.read_small(&metadata_path("timestamp.json"), HEAD_BYTES_MAX, theirs.as_ref()).await? {
             SmallRead::NotModified => None,

@@ -1,6 +1,7 @@
 //! A package's folder, as those who change it share it: publishers here, servers that take publications, collectors of
 //! what is no longer used. Whoever changes it holds its lock; whoever reads packages needs none.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -120,13 +121,13 @@ pub(crate) async fn stored_descriptor(dir: &Path, record: &VersionRecord) -> Res
 }
 
 /// The bundle of a state: all its files, the descriptors of channels as far as there is room, and, if that is wanted, its
-/// tail. `descriptor` gives the descriptor of a version.
+/// tail. Descriptors are `unwritten` ones, or in the folder `dir`.
 pub(super) async fn bundle(
     dir: &Path,
     files: &Head,
     catalog: &Catalog,
     with_tail: bool,
-    descriptor: impl AsyncFn(&VersionRecord) -> Result<Bytes>,
+    unwritten: &BTreeMap<ObjectPath, Bytes>,
 ) -> Result<Bytes> {
     let mut head = files.clone();
     let pointed = |v: &&VersionRecord| catalog.channels.values().any(|c| *c == v.version);
@@ -135,13 +136,13 @@ pub(super) async fn bundle(
         let object = record.descriptor_object();
         let room = record.descriptor_bytes + 6 + object.as_str().len() as u64;
         if entries < HEAD_ENTRIES_MAX && head.encoded_bytes() + room <= HEAD_BYTES_MAX {
-            head.insert(object, descriptor(record).await?);
+            head.insert(object, descriptor(dir, record, unwritten).await?);
             entries += 1;
         }
     }
     let set = match likely(catalog).filter(|_| with_tail) {
         // A version whose descriptor is lost, damaged or of a newer format has no launch set that is known here.
-        Some(record) => descriptor(record).await.ok().and_then(|bytes| first_launch(record, &bytes)),
+        Some(record) => descriptor(dir, record, unwritten).await.ok().and_then(|bytes| first_launch(record, &bytes)),
         None => None,
     };
     let tail = match set {
@@ -156,14 +157,21 @@ pub(super) async fn bundle(
     })
 }
 
-/// Writes `head` if what is there is not that of this state, as after an interrupted publisher; tells whether.
+async fn descriptor(dir: &Path, record: &VersionRecord, unwritten: &BTreeMap<ObjectPath, Bytes>) -> Result<Bytes> {
+    match unwritten.get(&record.descriptor_object()) {
+        Some(bytes) => Ok(bytes.clone()),
+        None => stored_descriptor(dir, record).await,
+    }
+}
+
+/// Writes `head` if what is there is not that of this state, as after an interrupted publisher.
 pub(super) async fn mend_head(
     dir: &Path,
     files: &Head,
     catalog: &Catalog,
-    descriptor: impl AsyncFn(&VersionRecord) -> Result<Bytes>,
+    unwritten: &BTreeMap<ObjectPath, Bytes>,
 ) -> Result<()> {
-    let head = match bundle(dir, files, catalog, true, descriptor).await {
+    let head = match bundle(dir, files, catalog, true, unwritten).await {
         Ok(head) => head,
         // A damaged or lost descriptor must not keep anybody from publishing a version that is whole.
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
@@ -263,10 +271,8 @@ pub(crate) fn numbered_files(dir: &Path, role: &str) -> Result<Vec<(u64, PathBuf
     let folder = dir.join(METADATA_DIR);
     let entries = std::fs::read_dir(&folder).map_err(|e| Error::local("list", &folder, e))?;
     let number = |name: &str| name.strip_suffix(".json")?.strip_suffix(role)?.strip_suffix('.')?.parse().ok();
-    let mut found: Vec<(u64, PathBuf)> = entries
-        .flatten()
-        .filter_map(|entry| Some((number(entry.file_name().to_str()?)?, entry.path())))
-        .collect();
+    let mut found: Vec<(u64, PathBuf)> =
+        entries.flatten().filter_map(|entry| Some((number(entry.file_name().to_str()?)?, entry.path()))).collect();
     found.sort();
     Ok(found)
 }

@@ -450,8 +450,7 @@ impl Publisher {
 
     /// The bundle of the current state.
     async fn head(&self) -> Result<Bytes> {
-        let descriptor = async |record: &VersionRecord| self.descriptor(record).await;
-        folder::bundle(&self.dir, &self.files, &self.catalog, !self.options.staged, descriptor).await
+        folder::bundle(&self.dir, &self.files, &self.catalog, !self.options.staged, &self.descriptors).await
     }
 
     /// Writes `head` if an interrupted publisher left an old one.
@@ -459,8 +458,7 @@ impl Publisher {
         if self.options.staged {
             return Ok(());
         }
-        let descriptor = async |record: &VersionRecord| self.descriptor(record).await;
-        folder::mend_head(&self.dir, &self.files, &self.catalog, descriptor).await
+        folder::mend_head(&self.dir, &self.files, &self.catalog, &self.descriptors).await
     }
 
     async fn write(&mut self, path: &ObjectPath, bytes: &[u8]) -> Result<u64> {

@@ -5,6 +5,7 @@
 //! docs/FORMAT.md, or nothing changes: if it is not what the package's keys signed, older than what is there, or refers to
 //! what is not there.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -183,7 +184,11 @@ async fn complete(
             let there = |object: &ObjectPath, bytes: u64| {
                 std::fs::metadata(folder.join(object.as_str())).is_ok_and(|meta| meta.is_file() && meta.len() == bytes)
             };
-            Ok(descriptor.objects().filter(|(object, bytes)| !there(object, *bytes)).map(|(object, _)| object).collect())
+            Ok(descriptor
+                .objects()
+                .filter(|(object, bytes)| !there(object, *bytes))
+                .map(|(object, _)| object)
+                .collect())
         });
         let absent: Vec<ObjectPath> = absent.await.map_err(NotReceived::Failed)?;
         missing.extend(absent);
@@ -197,7 +202,8 @@ async fn complete(
 
 /// Writes what is new, in the order of docs/FORMAT.md.
 async fn put(dir: &Path, current: Option<&Verified>, new: &Verified) -> Result<()> {
-    let bytes = |path: &ObjectPath| new.files.get(path).cloned().expect("verification gathered the files that it accepted");
+    let bytes =
+        |path: &ObjectPath| new.files.get(path).cloned().expect("verification gathered the files that it accepted");
     let newest = current.map_or(0, |current| current.numbers.root);
     let roots: Vec<ObjectPath> = (newest + 1..=new.numbers.root).map(root_path).collect();
     if current.is_none() {
@@ -224,8 +230,7 @@ async fn put(dir: &Path, current: Option<&Verified>, new: &Verified) -> Result<(
 }
 
 async fn mend(dir: &Path, state: &Verified) -> Result<()> {
-    let descriptor = async |record: &VersionRecord| folder::stored_descriptor(dir, record).await;
-    folder::mend_head(dir, &state.files, &state.catalog, descriptor).await
+    folder::mend_head(dir, &state.files, &state.catalog, &BTreeMap::new()).await
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use futures::{StreamExt, stream};
 
 use super::HEAD_OBJECT;
 use super::head::{HEAD_BYTES_MAX, HEAD_TAIL_BYTES_MAX, TailOf, bytes_before_tail};
-use crate::backend::{Backend, Beginning, ByteStream, Enough, ObjectPath, Validator};
+use crate::backend::{Backend, Beginning, ByteStream, Enough, LaunchWish, ObjectPath, Validator};
 use crate::error::Result;
 
 /// What is asked for of a `head` whose tail nobody wants: all before the tail, if there are not hundreds of versions.
@@ -55,28 +55,30 @@ pub(super) struct HeadRead {
 }
 
 /// Reads `head` up to its tail; `None` if it is unchanged since `known`. Where nobody wants the tail, `front_bytes` is a guess
-/// how much stands before it; too low a one costs another request.
+/// how much stands before it; too low a one costs another request. `launch` is what the tail is wanted for.
 pub(super) async fn read_head(
     backend: &dyn Backend,
     known: Option<&Validator>,
     front_bytes: Option<u64>,
+    launch: Option<&LaunchWish>,
 ) -> Result<Option<HeadRead>> {
-    let read = read_front(backend, known, front_bytes).await?;
+    let read = read_front(backend, known, front_bytes, launch).await?;
     let is_cut = |head: &HeadRead| bytes_before_tail(&head.front).is_some_and(|length| head.front.len() < length);
     // Packages of some hundred versions have a longer front.
     let again = front_bytes.is_some() && read.as_ref().is_some_and(is_cut);
-    if again { read_front(backend, known, None).await } else { Ok(read) }
+    if again { read_front(backend, known, None, None).await } else { Ok(read) }
 }
 
 async fn read_front(
     backend: &dyn Backend,
     known: Option<&Validator>,
     first_bytes: Option<u64>,
+    launch: Option<&LaunchWish>,
 ) -> Result<Option<HeadRead>> {
     // What is no bundle is read to its end, so that it can be told apart by what it is.
     let is_enough = |came: &[u8]| bytes_before_tail(came).is_some_and(|front| came.len() >= front);
     let enough = Enough::when(&is_enough);
-    let enough = first_bytes.map_or(enough, |bytes| enough.of_first(bytes));
+    let enough = first_bytes.map_or(enough.to_launch(launch), |bytes| enough.of_first(bytes));
     let limit = HEAD_BYTES_MAX + HEAD_TAIL_BYTES_MAX;
     Ok(match backend.read_beginning(&head_path(), limit, known, enough).await? {
         Beginning::NotModified => None,
@@ -113,7 +115,7 @@ mod tests {
             std::fs::write(dir.path().join("head"), [&front[..], &tail].concat()).unwrap();
             let backend = LocalBackend::new(dir.path().to_owned());
             for guess in [None, Some(FRONT_BYTES)] {
-                let read = read_head(&backend, None, guess).await.unwrap().unwrap();
+                let read = read_head(&backend, None, guess, None).await.unwrap().unwrap();
                 assert!(read.front == front, "{front_bytes}");
                 let after = read.after.try_collect::<Vec<_>>().await.unwrap().concat();
                 assert!(tail.starts_with(&after) && (guess.is_some() || after.len() == tail.len()));

@@ -5,7 +5,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use zeroize::Zeroizing;
 
-use super::{Presented, Refusal, Secret};
+use super::{Presented, Refusal};
 
 /// Longest value. A Kerberos ticket with the memberships of a large directory has up to 48 KiB (Windows' MaxTokenSize),
 /// a third more in base64.

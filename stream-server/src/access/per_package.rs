@@ -130,7 +130,7 @@ mod tests {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             std::fs::create_dir_all(dir.path().join("team/app")).unwrap();
-            let rules = PerPackage::new(Content::new(ContentRoot::Folder(dir.path().to_owned())).unwrap());
+            let rules = PerPackage::new(Content::new(crate::ContentRoot::Folder(dir.path().to_owned())).unwrap());
             Self { dir, rules }
         }
 

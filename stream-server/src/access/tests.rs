@@ -44,7 +44,7 @@ impl Server {
         file.set("Ann", &"right".into(), Some(&["team".to_owned()])).unwrap();
         file.set("build", &"its".into(), Some(&["operators".to_owned()])).unwrap();
         file.save().unwrap();
-        let content = Content::new(ContentRoot::Folder(dir.path().join("content"))).unwrap();
+        let content = Content::new(crate::ContentRoot::Folder(dir.path().join("content"))).unwrap();
         let log = AccessLog::open(LogTarget::File(dir.path().join("log")), Metrics::default()).unwrap();
         let gate = Gate::open(&dir.path().join("access.toml"), Some(content), Metrics::default(), log)
             .unwrap_or_else(|e| panic!("{e}"));

@@ -19,9 +19,15 @@ async fn objects_are_read_as_they_are_stored_and_nothing_else_is() {
     let head = content.object(&package("app"), &path("head")).await.unwrap();
     assert_eq!(all(&head).await, std::fs::read(stage.content().join("app/head")).unwrap());
     std::fs::create_dir(stage.content().join("app/packs/0a")).unwrap();
-    for (name, object) in [("app", "packs/0b"), ("app", "packs/0a"), ("other", "head"), ("app/packs", "head")] {
+    let absent = ErrorKind::NotFound;
+    for (name, object, kind) in [
+        ("app", "packs/0b", absent),
+        ("app", "packs/0a", ErrorKind::InvalidInput),
+        ("other", "head", absent),
+        ("app/packs", "head", absent),
+    ] {
         let error = content.object(&package(name), &path(object)).await.err().unwrap();
-        assert_eq!(error.kind(), ErrorKind::NotFound, "{name} {object}: {error}");
+        assert_eq!(error.kind(), kind, "{name} {object}: {error}");
     }
 }
 

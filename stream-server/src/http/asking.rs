@@ -14,6 +14,8 @@ pub(super) struct Reader {
     pub(super) public: bool,
     /// What the answer tells a Kerberos client, to prove that this is the server.
     pub(super) reply: Option<HeaderValue>,
+    /// Who it is, if somebody said.
+    pub(super) user: Option<String>,
 }
 
 /// Who asks.
@@ -42,10 +44,10 @@ pub(super) async fn reader(
 ) -> Result<Reader, Response> {
     let identity = identity(shared, connection, headers).await?;
     if shared.gate.may(&Identity::anonymous(), package, Action::Read).await {
-        return Ok(Reader { public: true, reply: reply(&identity) });
+        return Ok(known(true, &identity));
     }
     if !identity.is_anonymous() && shared.gate.may(&identity, package, Action::Read).await {
-        return Ok(Reader { public: false, reply: reply(&identity) });
+        return Ok(known(false, &identity));
     }
     Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.encrypted)))
 }
@@ -63,6 +65,11 @@ pub(super) async fn insider(
     Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.encrypted)))
 }
 
+fn known(public: bool, identity: &Identity) -> Reader {
+    Reader { public, reply: reply(identity), user: identity.name().map(str::to_owned) }
+}
+
+/// What the answer tells a Kerberos client.
 pub(super) fn reply(identity: &Identity) -> Option<HeaderValue> {
     HeaderValue::from_str(identity.reply()?).ok()
 }

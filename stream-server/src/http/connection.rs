@@ -14,6 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_service::Service as _;
 
+use super::Told;
 use super::counted::{Activity, Counted};
 use crate::metrics::Protocol;
 use crate::{Connection, Shared};
@@ -65,9 +66,11 @@ pub(crate) async fn serve<S>(
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(connection.clone());
             let (shared, running) = (shared.clone(), activity.begin());
+            let (connection, method) = (connection.clone(), request.method().clone());
             let (answered, begun) = (router.clone().call(request), Instant::now());
             async move {
-                let response = answered.await?;
+                let mut response = answered.await?;
+                let told = response.extensions_mut().remove::<Told>();
                 shared.metrics.answered_after(Protocol::Http, begun.elapsed());
                 let status = response.status().as_u16();
                 Ok::<_, Infallible>(response.map(|body| Counted {
@@ -75,6 +78,10 @@ pub(crate) async fn serve<S>(
                     status,
                     sent_bytes: 0,
                     shared,
+                    connection,
+                    method,
+                    told,
+                    begun,
                     _running: running,
                 }))
             }

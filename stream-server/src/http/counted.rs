@@ -6,12 +6,17 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
+use axum::http::Method;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 
-use crate::Shared;
+use fs_core::backend::ObjectPath;
+
+use super::Told;
+use crate::access_log::{Entry, Event, millis};
 use crate::metrics::Protocol;
+use crate::{Connection, Shared};
 
 /// How busy one connection is.
 pub(super) struct Activity(Mutex<(usize, Instant)>);
@@ -55,12 +60,28 @@ pub(super) struct Counted {
     pub(super) status: u16,
     pub(super) sent_bytes: u64,
     pub(super) shared: Arc<Shared>,
+    pub(super) connection: Arc<Connection>,
+    pub(super) method: Method,
+    pub(super) told: Option<Told>,
+    pub(super) begun: Instant,
     pub(super) _running: Running,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         self.shared.metrics.request(Protocol::Http, self.status, self.sent_bytes);
+        let told = self.told.as_ref();
+        self.shared.log.record(Entry {
+            protocol: Some(Protocol::Http),
+            user: told.and_then(|told| told.user.as_deref()),
+            package: told.map(|told| told.package.as_str()),
+            method: Some(self.method.as_str()),
+            object: told.and_then(|told| told.object.as_ref()).map(ObjectPath::as_str),
+            status: Some(self.status),
+            bytes: Some(self.sent_bytes),
+            ms: Some(millis(self.begun.elapsed())),
+            ..Entry::new(Event::Request, self.connection.peer.ip(), self.connection.encrypted)
+        });
     }
 }
 
@@ -74,6 +95,7 @@ impl HttpBody for Counted {
             && let Some(data) = frame.data_ref()
         {
             self.sent_bytes += data.len() as u64;
+            self.connection.presence.client().sent(data.len() as u64);
         }
         frame
     }

@@ -14,6 +14,8 @@
 //! : still here                         when nothing else was sent for a while
 //! ```
 //!
+//! A client that names versions (`?using=1.0&using=1.1`) has them in use for as long as it listens.
+//!
 //! What an event says is unverified, as everything that a server says: a client takes it as a reason to look.
 
 use std::collections::BTreeMap;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::http::request::Parts;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::response::Response;
 use bytes::Bytes;
@@ -33,16 +36,20 @@ use tokio::time::Instant;
 
 use fs_core::location::{Channel, PackageVersion};
 
+use super::asking::Reader;
 use super::failed;
-use crate::content::PackagePath;
+use crate::content::{Known, PackagePath};
 use crate::metrics::{Counted as Watching, Gauge};
 use crate::notices::NewVersion;
+use crate::rtsp::Use;
 use crate::{Connection, Shared};
 
 /// A connection on which nothing is heard is closed by many a proxy after 30 s or a minute.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Who listens asks anew after so long, so that who may no longer read hears no more.
 const LISTENING_MAX: Duration = Duration::from_secs(600);
+/// More versions of one package than a client uses at a time.
+const USES_MAX: usize = 16;
 /// When to come back after the connection was lost.
 const COME_BACK: &str = "retry: 2000\n\n";
 const STILL_HERE: &str = ": still here\n\n";
@@ -59,7 +66,8 @@ pub(super) async fn answer(
     shared: &Arc<Shared>,
     connection: Arc<Connection>,
     package: PackagePath,
-    method: &Method,
+    reader: &Reader,
+    request: &Parts,
 ) -> Response {
     // Listening begins before looking: what changes in between is told.
     let heard = shared.notices.subscribe();
@@ -70,8 +78,9 @@ pub(super) async fn answer(
     let first = COME_BACK.to_owned() + &event("state", &package, &known.tag, &known.catalog.channels);
     let until = Instant::now() + LISTENING_MAX;
     let watching = shared.metrics.hold(Gauge::Watchers);
+    let uses = using(&shared, &connection, &package, &known, reader, request);
     let (shared, tag) = (shared.clone(), known.tag.clone());
-    let listening = Listening { shared, connection, package, heard, tag, until, _watching: watching };
+    let listening = Listening { shared, connection, package, heard, tag, until, _watching: watching, _uses: uses };
     let mut first = Some(first);
     let events = stream::unfold(listening, move |mut listening| {
         let first = first.take();
@@ -83,7 +92,7 @@ pub(super) async fn answer(
             Some((Ok::<_, Infallible>(Bytes::from(text)), listening))
         }
     });
-    streamed(if method == Method::GET { Body::from_stream(events) } else { Body::empty() })
+    streamed(if request.method == Method::GET { Body::from_stream(events) } else { Body::empty() })
 }
 
 /// An answer of events.
@@ -107,6 +116,33 @@ struct Listening {
     tag: String,
     until: Instant,
     _watching: Watching,
+    /// Versions that the client uses while it listens.
+    _uses: Vec<Use>,
+}
+
+/// The versions that a client says it uses (`?using=VERSION`, more than once), of those that there are.
+fn using(
+    shared: &Shared,
+    connection: &Connection,
+    package: &PackagePath,
+    known: &Known,
+    reader: &Reader,
+    request: &Parts,
+) -> Vec<Use> {
+    if request.method != Method::GET {
+        return Vec::new();
+    }
+    let query = url::form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes());
+    let named = query.filter(|(name, _)| name == "using").take(USES_MAX);
+    let versions = named.filter_map(|(_, version)| {
+        known.catalog.versions.iter().map(|record| &record.version).find(|known| known.as_str() == version)
+    });
+    versions
+        .map(|version| {
+            connection.presence.client().reads(reader.user.as_deref(), package, Some(version));
+            shared.uses.begin(package.clone(), version.clone())
+        })
+        .collect()
 }
 
 impl Listening {

@@ -33,6 +33,8 @@ const VERSION: HeaderName = HeaderName::from_static("streamfs-version");
 struct Wanted {
     channel: Option<String>,
     version: Option<String>,
+    /// A version, or else a channel.
+    select: Option<String>,
     app: Option<String>,
 }
 
@@ -44,6 +46,7 @@ impl Wanted {
             let place = match &*name {
                 "channel" => &mut wanted.channel,
                 "version" => &mut wanted.version,
+                "select" => &mut wanted.select,
                 "app" => &mut wanted.app,
                 _ => continue,
             };
@@ -51,18 +54,21 @@ impl Wanted {
                 return None;
             }
         }
-        (wanted.channel.is_none() || wanted.version.is_none()).then_some(wanted)
+        let named = [&wanted.channel, &wanted.version, &wanted.select].into_iter().flatten().count();
+        (named <= 1).then_some(wanted)
     }
 
     fn record<'a>(&self, catalog: &'a Catalog) -> Option<&'a VersionRecord> {
-        let version = match (&self.version, &self.channel) {
-            (Some(version), _) => version.as_str(),
-            (None, channel) => {
-                let channel = channel.as_deref().unwrap_or(DEFAULT_CHANNEL);
-                catalog.channels.iter().find(|(name, _)| name.as_str() == channel)?.1.as_str()
-            }
+        let by_version = |version: &str| catalog.versions.iter().find(|record| record.version.as_str() == version);
+        let by_channel = |channel: &str| {
+            let (_, version) = catalog.channels.iter().find(|(name, _)| name.as_str() == channel)?;
+            by_version(version.as_str())
         };
-        catalog.versions.iter().find(|record| record.version.as_str() == version)
+        match self {
+            Wanted { version: Some(version), .. } => by_version(version),
+            Wanted { select: Some(name), .. } => by_version(name).or_else(|| by_channel(name)),
+            Wanted { channel, .. } => by_channel(channel.as_deref().unwrap_or(DEFAULT_CHANNEL)),
+        }
     }
 
     fn set<'a>(&self, descriptor: &'a Descriptor) -> Option<&'a LaunchRef> {
@@ -79,13 +85,16 @@ impl Wanted {
     }
 }
 
+/// `query` says what is wanted, as in a URL; of the launch object `most_behind` bytes follow at most.
 pub(super) async fn answer(
     shared: &Shared,
     connection: &Connection,
     package: &PackagePath,
     request: &Parts,
+    query: Option<&str>,
+    most_behind: u64,
 ) -> Response {
-    let Some(wanted) = Wanted::of(request.uri.query()) else {
+    let Some(wanted) = Wanted::of(query) else {
         return (StatusCode::BAD_REQUEST, "ask for one channel or one version\n").into_response();
     };
     let known = match shared.content.known(package).await {
@@ -102,11 +111,12 @@ pub(super) async fn answer(
     } else {
         match bundle(&shared.content, package, head, record, &wanted).await {
             Ok(Bundle { front, object }) => {
-                let length = front.len() as u64 + object.as_ref().map_or(0, |object| object.length);
+                let behind = object.as_ref().map_or(0, |object| object.length.min(most_behind));
+                let length = front.len() as u64 + behind;
                 let mut body = Body::empty();
                 if request.method == Method::GET {
                     let behind = match &object {
-                        Some(object) => match object.read(0..object.length).await {
+                        Some(object) => match object.read(0..behind).await {
                             Ok(bytes) => bytes,
                             Err(error) => return failed(package, &error),
                         },
@@ -190,9 +200,10 @@ mod tests {
     fn queries_are_understood() {
         let wanted = |query: &str| Wanted::of(Some(query));
         assert_eq!(Wanted::of(None), Some(Wanted::default()));
-        let beta = Wanted { channel: Some("beta+1".to_owned()), app: Some("calc".to_owned()), version: None };
+        let beta =
+            Wanted { channel: Some("beta+1".to_owned()), app: Some("calc".to_owned()), version: None, select: None };
         assert_eq!(wanted("channel=beta%2B1&app=calc&else=x"), Some(beta));
-        for contradiction in ["channel=a&version=1", "channel=a&channel=b", "app=a&app=a"] {
+        for contradiction in ["channel=a&version=1", "select=a&version=1", "channel=a&channel=b", "app=a&app=a"] {
             assert_eq!(wanted(contradiction), None, "{contradiction}");
         }
     }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::TryStreamExt as _;
 use tokio::sync::Semaphore;
@@ -28,8 +28,9 @@ use fs_core::{Error, ErrorKind};
 
 use super::asking::{denied, identity};
 use super::conditions::names;
-use super::{COME_BACK, Target};
+use super::{COME_BACK, Target, Told};
 use crate::access::{Action, Identity};
+use crate::access_log::{Entry, Event};
 use crate::content::PackagePath;
 use crate::{Connection, Shared};
 
@@ -76,7 +77,7 @@ pub(super) async fn answer(
         return refusal(StatusCode::CONFLICT, why);
     }
     let Ok(_permit) = publishing.0.try_acquire() else {
-        let later = [(header::RETRY_AFTER, COME_BACK.as_secs().into())];
+        let later = [(header::RETRY_AFTER, HeaderValue::from(COME_BACK.as_secs()))];
         return (StatusCode::SERVICE_UNAVAILABLE, later, "too many objects are coming in\n").into_response();
     };
     let folder = root.join(package.as_str());
@@ -84,8 +85,12 @@ pub(super) async fn answer(
         Some(name) => take(&folder, object, name, &parts.headers, body).await,
         None if object.as_str() == HEAD_OBJECT => {
             let answer = commit(shared, &folder, package, &parts.headers, body).await;
-            let (user, status) = (publisher.name().unwrap_or("-"), answer.status().as_u16());
-            tracing::info!(%package, user, status, peer = %connection.peer, "a publication");
+            shared.log.record(Entry {
+                user: publisher.name(),
+                package: Some(package.as_str()),
+                status: Some(answer.status().as_u16()),
+                ..Entry::new(Event::Publish, connection.peer.ip(), connection.encrypted)
+            });
             answer
         }
         None => not_taken(),
@@ -93,6 +98,8 @@ pub(super) async fn answer(
     if let Some(reply) = super::asking::reply(&publisher) {
         answer.headers_mut().insert(header::WWW_AUTHENTICATE, reply);
     }
+    let user = publisher.name().map(str::to_owned);
+    answer.extensions_mut().insert(Told { user, package: package.clone(), object: Some(object.clone()) });
     answer
 }
 
@@ -205,7 +212,8 @@ async fn commit(
     let condition = match Condition::of(headers) {
         Some(condition) => condition,
         None => {
-            let why = "say by If-Match which state of head this goes on from, or by If-None-Match: * that there is none";
+            let why =
+                "say by If-Match which state of head this goes on from, or by If-None-Match: * that there is none";
             return refusal(StatusCode::PRECONDITION_REQUIRED, why);
         }
     };
@@ -246,7 +254,7 @@ fn cannot_write(package: &PackagePath, error: &Error) -> Response {
     tracing::error!(%package, %error, "cannot publish");
     match error {
         Error::Busy { .. } => {
-            let later = [(header::RETRY_AFTER, COME_BACK.as_secs().into())];
+            let later = [(header::RETRY_AFTER, HeaderValue::from(COME_BACK.as_secs()))];
             (StatusCode::SERVICE_UNAVAILABLE, later, "somebody else publishes this package\n").into_response()
         }
         Error::Local { source, .. } => match NotKept::from_io(source) {

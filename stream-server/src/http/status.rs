@@ -150,6 +150,8 @@ async fn part(shared: &Shared, identity: &Identity) -> String {
         let _ = writeln!(html, "<p>and {left_out} more</p>");
     }
     html.push_str(&in_use(shared, identity).await);
+    html.push_str(&clients(shared));
+    html.push_str(&launches(shared));
     html.push_str("<h2>Counters</h2>\n<table id=\"counters\"><tbody>\n");
     for line in shared.metrics.text().lines().filter(|line| !line.starts_with('#')) {
         if let Some((name, value)) = line.rsplit_once(' ') {
@@ -175,6 +177,77 @@ async fn in_use(shared: &Shared, identity: &Identity) -> String {
     format!(
         "<h2>In use</h2>\n<table id=\"uses\"><thead><tr><th>package</th><th>version</th><th>sessions</th></tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
     )
+}
+
+/// Who is connected. What they read is not sorted by who may see that: who sees this page sees who uses the server.
+fn clients(shared: &Shared) -> String {
+    let (count, shown) = shared.clients.list(ROWS_MAX);
+    let mut rows = String::new();
+    for client in &shown {
+        let reads: Vec<String> = client
+            .reads
+            .iter()
+            .map(|(package, version)| match version {
+                Some(version) => format!("{package} {version}"),
+                None => package.to_string(),
+            })
+            .collect();
+        let cells = [
+            client.peer.to_string(),
+            escaped(client.user.as_deref().unwrap_or("")),
+            client.protocol.as_str().to_owned(),
+            escaped(&reads.join(", ")),
+            age(client.seconds),
+        ];
+        let _ = writeln!(
+            rows,
+            "<tr><td>{}</td><td class=\"number\">{}</td><td class=\"number\">{}/s</td></tr>",
+            cells.join("</td><td>"),
+            size(client.sent_bytes),
+            size(client.bytes_per_second)
+        );
+    }
+    let more = count - shown.len();
+    let more = if more > 0 { format!("<p>and {more} more</p>\n") } else { String::new() };
+    format!(
+        "<h2>Connections</h2>\n<table id=\"clients\"><thead><tr><th>from</th><th>user</th><th>by</th><th>reads</th><th>for</th><th>sent</th><th>now</th></tr></thead>\n<tbody>\n{rows}</tbody></table>\n{more}"
+    )
+}
+
+/// What clients told of launches.
+fn launches(shared: &Shared) -> String {
+    let mut rows = String::new();
+    for launch in shared.clients.launches() {
+        let report = &launch.report;
+        let cells = [
+            escaped(launch.package.as_str()),
+            escaped(report.version.as_str()),
+            escaped(report.app.as_deref().unwrap_or("")),
+            launch.peer.to_string(),
+            escaped(launch.user.as_deref().unwrap_or("")),
+            format!("{} ago", age(launch.when.elapsed().as_secs())),
+        ];
+        let seconds = report.ms as f64 / 1000.0;
+        let _ = writeln!(rows, "<tr><td>{}</td><td class=\"number\">{seconds:.2} s</td></tr>", cells.join("</td><td>"));
+    }
+    if rows.is_empty() {
+        return rows;
+    }
+    format!(
+        "<h2>Launches</h2>\n<table id=\"launches\"><thead><tr><th>package</th><th>version</th><th>application</th><th>from</th><th>user</th><th>when</th><th>took</th></tr></thead>\n<tbody>\n{rows}</tbody></table>\n"
+    )
+}
+
+/// Bytes in the unit that suits them.
+fn size(bytes: u64) -> String {
+    let mut amount = bytes as f64;
+    for unit in ["B", "kB", "MB", "GB"] {
+        if amount < 999.5 {
+            return format!("{amount:.0} {unit}");
+        }
+        amount /= 1000.0;
+    }
+    format!("{amount:.0} TB")
 }
 
 fn row(rows: &mut String, package: &str, known: &Known) {
@@ -243,6 +316,21 @@ mod tests {
     fn ages_are_readable() {
         for (seconds, text) in [(5, "less than a minute"), (61, "1 min"), (3_700, "1 h 1 min"), (90_000, "1 d 1 h")] {
             assert_eq!(age(seconds), text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        let cases = [
+            (0, "0 B"),
+            (999, "999 B"),
+            (1000, "1 kB"),
+            (999_600, "1 MB"),
+            (12_345_678, "12 MB"),
+            (u64::MAX, "18446744 TB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(size(bytes), text);
         }
     }
 

@@ -16,7 +16,7 @@ use super::sniff::{Speech, sniff};
 use super::unstuck::Unstuck;
 use crate::access::Presented;
 use crate::http::{HttpTimes, Version};
-use crate::metrics::Turned;
+use crate::metrics::{Protocol, Turned};
 use crate::tls::Tls;
 use crate::{Connection, Shared, http, rtsp};
 
@@ -96,8 +96,11 @@ async fn speak<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let encrypted = certificate.is_some();
-    let connection = Connection { peer, encrypted, certificate: certificate.flatten(), ending: desk.ending.clone() };
     let shared = desk.shared.clone();
+    let protocol = if speech == Speech::Rtsp { Protocol::Rtsp } else { Protocol::Http };
+    let presence = shared.clients.enter(peer.ip(), protocol);
+    let (certificate, ending) = (certificate.flatten(), desk.ending.clone());
+    let connection = Connection { peer, encrypted, certificate, presence, ending };
     let version = match speech {
         Speech::Rtsp => return rtsp::serve(stream, connection, shared).await,
         // TLS within TLS; HTTP/1.1 has words for nonsense.

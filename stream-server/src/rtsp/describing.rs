@@ -263,7 +263,9 @@ mod tests {
         let modified = httpdate::parse_http_date("Tue, 03 Mar 2026 04:05:06 GMT").unwrap();
         let it = Freshness { tag: Tag::new("abc"), modified: Some(modified + Duration::from_millis(700)) };
         let with = |name, value| request(Version::V2_0, &[(name, value)]);
-        for (value, known) in [("\"abc\"", true), ("\"x\", W/\"abc\"", true), ("*", true), ("\"x\"", false), ("abc", false)] {
+        for (value, known) in
+            [("\"abc\"", true), ("\"x\", W/\"abc\"", true), ("*", true), ("\"x\"", false), ("abc", false)]
+        {
             assert_eq!(it.is_known_to(&with("If-None-Match", value)), known, "{value}");
             assert_eq!(it.is_demanded_by(&with("If-Match", value)), known, "{value}");
         }

@@ -11,6 +11,7 @@ use tokio::sync::broadcast::{Receiver, error::RecvError};
 use tokio::time::Instant;
 
 use fs_core::backend::rtsp::NEW_VERSION_REASON;
+use fs_core::backend::rtsp::target::Target;
 use fs_core::backend::rtsp::wire::{Item, Outgoing, Splitter, WireError, cseq, list};
 
 use super::methods::{self, Done};
@@ -20,6 +21,7 @@ use super::sending::Sending;
 use super::sessions::{Session, Sessions};
 use super::visitor::Visitor;
 use super::{REQUEST_LIMITS, describing, protocol};
+use crate::access_log::{Entry, Event, millis};
 use crate::content::PackagePath;
 use crate::notices::NewVersion;
 use crate::{Connection, Shared};
@@ -161,7 +163,7 @@ impl Dialogue {
     }
 
     async fn answer(&mut self, request: Request<Vec<u8>>) {
-        let (version, number) = (request.version(), cseq(&request));
+        let (version, number, begun) = (request.version(), cseq(&request), Instant::now());
         let done = match number {
             Some(_) => self.dispatch(&request).await,
             None => Err(Refused::of(400)),
@@ -177,9 +179,24 @@ impl Dialogue {
             }
             Err(refused) => {
                 self.shared.metrics.request(protocol(version), refused.status, 0);
+                self.log_refused(&request, refused.status, begun);
                 self.outbox.say(refused.response(version, number));
             }
         }
+    }
+
+    /// Of what succeeds the log tells when the session is over.
+    fn log_refused(&self, request: &Request<Vec<u8>>, status: u16, begun: Instant) {
+        let target = request.request_uri().and_then(|url| Target::parse(url.path()));
+        self.shared.log.record(Entry {
+            protocol: Some(protocol(request.version())),
+            user: self.visitor.user(),
+            package: target.as_ref().map(|target| target.package.as_str()),
+            method: Some(request.method().into()),
+            status: Some(status),
+            ms: Some(millis(begun.elapsed())),
+            ..Entry::new(Event::Request, self.connection.peer.ip(), self.connection.encrypted)
+        });
     }
 
     async fn dispatch(&mut self, request: &Request<Vec<u8>>) -> Result<Done, Refused> {
@@ -237,7 +254,9 @@ impl Dialogue {
                 continue;
             }
             told.push(match about.rtsp {
-                Version::V2_0 => self.request("PLAY_NOTIFY", session).header("Notify-Reason", NEW_VERSION_REASON).empty(),
+                Version::V2_0 => {
+                    self.request("PLAY_NOTIFY", session).header("Notify-Reason", NEW_VERSION_REASON).empty()
+                }
                 Version::V1_0 => {
                     let Ok(freshness) = describing::freshness(&self.shared.content, &about.package).await else {
                         continue;

@@ -1,15 +1,17 @@
 //! What each method does.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
-use rtsp_types::{Request, Url, Version};
+use rtsp_types::{Method, Request, Url, Version};
 
 use fs_core::backend::rtsp::asked::{self, ASKED_TYPE, BadLine};
 use fs_core::backend::rtsp::target::Target;
 use fs_core::backend::rtsp::transport::interleaved;
 use fs_core::backend::rtsp::wire::{Outgoing, cseq, header, list};
-use fs_core::backend::rtsp::{NOTICES_FEATURE, READ_FEATURE};
+use fs_core::backend::rtsp::{LAUNCH_PARAMETER, NOTICES_FEATURE, READ_FEATURE};
+use fs_core::backend::{LAUNCH_REPORT_MAX_BYTES, LaunchReport};
 
 use super::describing::{self, Form, Freshness};
 use super::dialogue::{Dialogue, SESSION_TIMEOUT_TOLD};
@@ -17,8 +19,9 @@ use super::outbox::{Key, NotBegun};
 use super::protocol;
 use super::replies::Refused;
 use super::sending::{Farewell, Sending};
-use super::sessions::{About, Session, pipeline_of};
+use super::sessions::{About, Record, Session, pipeline_of};
 use crate::content::PackagePath;
+use crate::metrics::Gauge;
 
 /// All that is done here, as `Public` and `Allow` tell it.
 pub(super) const METHODS: &str =
@@ -87,6 +90,15 @@ fn not_begun(why: NotBegun) -> Refused {
         NotBegun::Full => Refused::of(453),
         NotBegun::Taken => Refused::of(451).with("Streamfs-Error", "an id is in use"),
     }
+}
+
+/// What SET_PARAMETER tells of a launch.
+fn launch_report(request: &Request<Vec<u8>>) -> Option<LaunchReport> {
+    if *request.method() != Method::SetParameter || request.body().len() > LAUNCH_REPORT_MAX_BYTES {
+        return None;
+    }
+    let (name, value) = std::str::from_utf8(request.body()).ok()?.split_once(':')?;
+    if name == LAUNCH_PARAMETER { serde_json::from_str(value.trim()).ok() } else { None }
 }
 
 /// Bodies are lines of ours, unless they are said to be something else.
@@ -180,11 +192,21 @@ impl Dialogue {
                 rtsp: request.version(),
                 notices: list(request, "Supported").any(|feature| feature == NOTICES_FEATURE),
             };
-            self.sessions.begin(about, transport.channel, pipeline_of(request), &self.shared.uses)?
+            let user = self.visitor.user().map(str::to_owned);
+            let (peer, tls) = (self.connection.peer.ip(), self.connection.encrypted);
+            let (package, version) = (about.package.clone(), about.version.clone());
+            self.connection.presence.client().reads(user.as_deref(), &package, version.as_ref());
+            let session = self.sessions.begin(about, transport.channel, pipeline_of(request), &self.shared.uses)?;
+            let (log, rtp, since) = (self.shared.log.clone(), session.rtp.clone(), Instant::now());
+            let counted = self.shared.metrics.hold(Gauge::Sessions);
+            session.record = Some(Record { log, peer, tls, user, package, version, rtp, since, _counted: counted });
+            session
         };
         let (channel, ssrc) = (session.rtp.channel, session.rtp.ssrc);
-        let transport =
-            format!("RTP/AVP/TCP;unicast;interleaved={channel}-{};ssrc={ssrc:08X};mode=\"PLAY\"", channel.wrapping_add(1));
+        let transport = format!(
+            "RTP/AVP/TCP;unicast;interleaved={channel}-{};ssrc={ssrc:08X};mode=\"PLAY\"",
+            channel.wrapping_add(1)
+        );
         let reply = ok(request)
             .header("Session", format!("{};timeout={SESSION_TIMEOUT_TOLD}", session.id))
             .header("Transport", transport)
@@ -246,14 +268,22 @@ impl Dialogue {
         Ok(reply.header_if("Range", range).empty().into())
     }
 
-    /// Empty, it keeps a session alive (RFC 2326 §10.8, RFC 7826 §13.8). There are no parameters.
+    /// Empty, it keeps a session alive (RFC 2326 §10.8, RFC 7826 §13.8). The only parameter is one that clients set, to tell how
+    /// long a launch took.
     pub(super) fn parameters(&mut self, request: &Request<Vec<u8>>) -> Result<Done, Refused> {
         let names_session = header(request, "Session").is_some() || pipeline_of(request).is_some();
         let reply = match names_session {
             true => ok_in(request, self.sessions.of(request)?),
             false => ok(request),
         };
-        if request.body().iter().all(u8::is_ascii_whitespace) { Ok(reply.empty().into()) } else { Err(Refused::of(451)) }
+        if request.body().iter().all(u8::is_ascii_whitespace) {
+            return Ok(reply.empty().into());
+        }
+        let report = launch_report(request).ok_or_else(|| Refused::of(451))?;
+        // Only who was let in has a session.
+        let package = self.sessions.of(request)?.about.package.clone();
+        self.shared.launched(&self.connection, self.visitor.user(), &package, report);
+        Ok(reply.empty().into())
     }
 
     pub(super) fn teardown(&mut self, request: &Request<Vec<u8>>) -> Result<Done, Refused> {

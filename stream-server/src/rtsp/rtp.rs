@@ -1,6 +1,6 @@
 //! The RTP stream of one session: what its packets are numbered by, and how it ends (RFC 3550).
 
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -27,6 +27,8 @@ pub(super) struct RtpStream {
     sequence: AtomicU16,
     packets: AtomicU32,
     octets: AtomicU32,
+    /// Of objects, without heads.
+    sent_bytes: AtomicU64,
 }
 
 impl RtpStream {
@@ -38,6 +40,7 @@ impl RtpStream {
             sequence: AtomicU16::new(rand::random()),
             packets: AtomicU32::new(0),
             octets: AtomicU32::new(0),
+            sent_bytes: AtomicU64::new(0),
         }
     }
 
@@ -45,8 +48,14 @@ impl RtpStream {
     pub(super) fn packet(&self, data_bytes: usize) -> Rtp {
         self.packets.fetch_add(1, Ordering::Relaxed);
         self.octets.fetch_add((RECORD_HEAD_BYTES + data_bytes) as u32, Ordering::Relaxed);
+        self.sent_bytes.fetch_add(data_bytes as u64, Ordering::Relaxed);
         let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
         Rtp { sequence, timestamp: self.timestamp(), ssrc: self.ssrc }
+    }
+
+    /// Bytes of objects in all packets so far.
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
     }
 
     /// The number of the next packet.

@@ -19,6 +19,7 @@ use fs_core::{Error, ErrorKind, Result};
 use super::outbox::Flow;
 use super::rtp::RtpStream;
 use crate::Shared;
+use crate::clients::Client;
 use crate::content::{Object, PackagePath, is_named_by_hash};
 use crate::limits::Bucket;
 use crate::metrics::Protocol;
@@ -37,12 +38,13 @@ const PACE_BATCH_MIN_BYTES: u64 = 4 << 10;
 pub(super) struct Source {
     pub(super) shared: Arc<Shared>,
     pub(super) bucket: Bucket,
+    client: Arc<Client>,
     open: Mutex<VecDeque<(PackagePath, ObjectPath, Arc<Object>)>>,
 }
 
 impl Source {
-    pub(super) fn new(shared: Arc<Shared>, bucket: Bucket) -> Self {
-        Self { shared, bucket, open: Mutex::default() }
+    pub(super) fn new(shared: Arc<Shared>, bucket: Bucket, client: Arc<Client>) -> Self {
+        Self { shared, bucket, client, open: Mutex::default() }
     }
 
     /// Closes what stays open only because it may be asked for again.
@@ -161,12 +163,14 @@ impl Sending {
             }
         }
         if let Stage::Open(opened) = &mut self.stage {
-            let at_pace = self.pace.map_or(u64::MAX, |(bits, _)| (bits / 8 / PACE_BATCHES_A_SECOND).max(PACE_BATCH_MIN_BYTES));
+            let at_pace =
+                self.pace.map_or(u64::MAX, |(bits, _)| (bits / 8 / PACE_BATCHES_A_SECOND).max(PACE_BATCH_MIN_BYTES));
             let room = flow.room().min(bytes as u64).min(at_pace);
             match opened.next(room, alone).await {
                 Ok(piece) => {
                     source.bucket.take(piece.len() as u64).await;
                     flow.spend(piece.len() as u64);
+                    source.client.sent(piece.len() as u64);
                     self.frame(piece, &mut batch);
                 }
                 Err(error) => self.fail(&error, &mut batch),

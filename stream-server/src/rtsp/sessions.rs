@@ -2,7 +2,9 @@
 //! means nothing on another one.
 
 use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use rtsp_types::{Request, Version};
@@ -13,22 +15,25 @@ use fs_core::location::PackageVersion;
 
 use super::replies::Refused;
 use super::rtp::RtpStream;
+use crate::access_log::{AccessLog, Entry, Event, millis};
 use crate::content::PackagePath;
+use crate::metrics::{Counted, Protocol};
 
 /// Sessions of one connection: a client has one for each version that it has mounted, and one to read in.
 const SESSIONS_MAX: usize = 64;
 
-/// Which versions are in use by sessions, over all connections. Clones share it.
+/// Which versions are in use, by RTSP sessions and by those who listen over HTTP. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Uses(Arc<Mutex<BTreeMap<(PackagePath, PackageVersion), usize>>>);
 
 impl Uses {
-    /// How many sessions there are of each version.
+    /// How many use each version.
     pub(crate) fn list(&self) -> Vec<(PackagePath, PackageVersion, usize)> {
         self.0.lock().iter().map(|((package, version), count)| (package.clone(), version.clone(), *count)).collect()
     }
 
-    fn begin(&self, package: PackagePath, version: PackageVersion) -> Use {
+    /// One more uses `version`, until what is returned is dropped.
+    pub(crate) fn begin(&self, package: PackagePath, version: PackageVersion) -> Use {
         let key = (package, version);
         *self.0.lock().entry(key.clone()).or_default() += 1;
         Use { uses: self.clone(), key }
@@ -37,7 +42,7 @@ impl Uses {
 
 /// Counts as one session of a version until it is dropped.
 #[derive(Debug)]
-struct Use {
+pub(crate) struct Use {
     uses: Uses,
     key: (PackagePath, PackageVersion),
 }
@@ -81,7 +86,37 @@ pub(super) struct Session {
     pub(super) rtp: Arc<RtpStream>,
     /// Whether PLAY has begun a stream that TEARDOWN did not end.
     pub(super) playing: bool,
+    /// Writes of it in the access log once it is over.
+    pub(super) record: Option<Record>,
     _use: Option<Use>,
+}
+
+/// What the access log tells of a session when it is over.
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) log: AccessLog,
+    pub(super) peer: IpAddr,
+    pub(super) tls: bool,
+    pub(super) user: Option<String>,
+    pub(super) package: PackagePath,
+    pub(super) version: Option<PackageVersion>,
+    pub(super) rtp: Arc<RtpStream>,
+    pub(super) since: Instant,
+    pub(super) _counted: Counted,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.log.record(Entry {
+            protocol: Some(Protocol::Rtsp),
+            user: self.user.as_deref(),
+            package: Some(self.package.as_str()),
+            version: self.version.as_ref().map(PackageVersion::as_str),
+            bytes: Some(self.rtp.sent_bytes()),
+            ms: Some(millis(self.since.elapsed())),
+            ..Entry::new(Event::Session, self.peer, self.tls)
+        });
+    }
 }
 
 /// The sessions of one connection.
@@ -115,7 +150,7 @@ impl Sessions {
         let in_use = about.version.clone().map(|version| uses.begin(about.package.clone(), version));
         let id = format!("{:032x}", rand::random::<u128>());
         let rtp = Arc::new(RtpStream::new(channel));
-        self.all.push(Session { number, id, about, rtp, playing: false, _use: in_use });
+        self.all.push(Session { number, id, about, rtp, playing: false, record: None, _use: in_use });
         Ok(self.all.last_mut().expect("it was pushed just now"))
     }
 

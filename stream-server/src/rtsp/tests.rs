@@ -6,10 +6,12 @@ mod reading;
 mod talk;
 
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use super::Uses;
 use crate::access::Gate;
+use crate::access_log::AccessLog;
+use crate::clients::Clients;
 use crate::content::Content;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -42,6 +44,8 @@ fn shared(stage: &Stage) -> Arc<Shared> {
         notices: Notices::new(),
         metrics: Metrics::default(),
         limits: Limits::default(),
+        log: AccessLog::off(),
+        clients: Clients::default(),
         uses: Uses::default(),
         since: Instant::now(),
     })

@@ -45,7 +45,16 @@ impl Visitor {
         }
         let challenges = gate.challenges(self.encrypted);
         // Denied looks like absent, except that who has shown nothing may show something.
-        if identity.is_anonymous() && !challenges.is_empty() { Err(Refused::challenged(challenges)) } else { Err(Refused::of(404)) }
+        if identity.is_anonymous() && !challenges.is_empty() {
+            Err(Refused::challenged(challenges))
+        } else {
+            Err(Refused::of(404))
+        }
+    }
+
+    /// Who it is, if somebody said.
+    pub(super) fn user(&self) -> Option<&str> {
+        self.known.as_ref().and_then(|(identity, _)| identity.name())
     }
 
     async fn identify(&mut self, gate: &Gate, authorization: Option<&str>) -> Result<Identity, Refused> {

@@ -20,7 +20,7 @@ fn trial(stage: &Stage, name: &str) -> TlsSettings {
 fn client(
     dir: &Path,
     own: Option<(&str, &str)>,
-    versions: &[&'static tokio_rustls::rustls::SupportedProtocolVersion],
+    versions: &[&'static rustls::SupportedProtocolVersion],
 ) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     for authority in certificates(&dir.join(trial::AUTHORITY)).unwrap() {
@@ -40,7 +40,7 @@ fn client(
     }
 }
 
-const BOTH: &[&tokio_rustls::rustls::SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
+const BOTH: &[&rustls::SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
 
 async fn connect(
     address: SocketAddr,

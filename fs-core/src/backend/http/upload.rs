@@ -90,7 +90,8 @@ impl Uploader {
             let sent = Arc::new(Sent::new(transfer.clone()));
             let opened = tokio::fs::File::open(file).await;
             let opened = opened.map_err(|e| Failed { error: Error::local("open", file, e), tries: 1 })?;
-            let length = opened.metadata().await.map_err(|e| Failed { error: Error::local("read", file, e), tries: 1 })?;
+            let length =
+                opened.metadata().await.map_err(|e| Failed { error: Error::local("read", file, e), tries: 1 })?;
             let body = Body::wrap_stream(pieces(opened, sent.clone()));
             let answered = self.put(object, body, length.len(), None, &sent).await;
             if answered.is_err() {
@@ -105,23 +106,18 @@ impl Uploader {
     ///
     /// # Errors
     /// As [`Self::put_file`], and `Busy` if somebody else has published meanwhile.
-    pub async fn commit(
-        &self,
-        bundle: Bytes,
-        precondition: &Precondition,
-        transfer: &Arc<Transfer>,
-    ) -> Result<()> {
+    pub async fn commit(&self, bundle: Bytes, precondition: &Precondition, transfer: &Arc<Transfer>) -> Result<()> {
         let object = ObjectPath::new(crate::trust::HEAD_OBJECT)?;
         let condition = match precondition {
             Precondition::Absent => Some((header::IF_NONE_MATCH, HeaderValue::from_static("*"))),
             Precondition::Unchanged(validator) => {
-                let (_, value) = answer::condition(validator).filter(|(name, _)| name == header::IF_NONE_MATCH).ok_or_else(
-                    || Error::NotTaken {
+                let (_, value) = answer::condition(validator)
+                    .filter(|(name, _)| name == header::IF_NONE_MATCH)
+                    .ok_or_else(|| Error::NotTaken {
                         what: object.to_string(),
                         origin: self.backend.origin.clone(),
                         reason: "it gives head no ETag, so it is no server to publish to".to_owned(),
-                    },
-                )?;
+                    })?;
                 Some((header::IF_MATCH, value))
             }
         };
@@ -230,7 +226,9 @@ impl Uploader {
             StatusCode::FORBIDDEN => Failed { error: Error::NotTaken { what, origin, reason }, tries: 1 },
             StatusCode::CONFLICT => Failed { error: Error::Incomplete { origin, reason }, tries: 1 },
             // It came damaged: on the way, perhaps.
-            StatusCode::UNPROCESSABLE_ENTITY => Failed { error: Error::NotTaken { what, origin, reason }, tries: TRIES },
+            StatusCode::UNPROCESSABLE_ENTITY => {
+                Failed { error: Error::NotTaken { what, origin, reason }, tries: TRIES }
+            }
             _ => Failed { error: Error::NotTaken { what, origin, reason }, tries: 1 },
         })
     }

@@ -20,6 +20,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::super::LaunchReport;
+use super::LAUNCH_PARAMETER;
 use super::asked::{Asked, Part};
 use super::dial::Dialer;
 use super::record::State;
@@ -36,6 +38,8 @@ pub(super) struct Context {
     pub(super) url: String,
     pub(super) connect_timeout: Duration,
     pub(super) stall_timeout: Duration,
+    /// Whether the server is told how long launches took.
+    pub(super) report_launches: bool,
     /// Counts what the server told of new versions.
     pub(super) news: watch::Sender<u64>,
 }
@@ -114,6 +118,8 @@ enum Order {
     Cancel(u32),
     /// Make a session for a version, so that the server knows that it is in use.
     Hold(String),
+    /// Tell how long a launch took.
+    Report(String),
     /// End such a session, of this id.
     Release(String, String),
     /// Send this answer to a request of the server.
@@ -272,6 +278,12 @@ impl Connection {
         if let Some(Some(session)) = self.inner.held.lock().remove(version) {
             self.inner.order(Order::Release(version.to_owned(), session));
         }
+    }
+
+    /// Tells the server how long a launch took.
+    pub(super) fn report(&self, report: &LaunchReport) {
+        let text = serde_json::to_string(report).expect("plain fields have a form in JSON");
+        self.inner.order(Order::Report(format!("{LAUNCH_PARAMETER}: {text}\r\n")));
     }
 
     /// Somebody waited for `stall` in vain. If nothing at all came meanwhile, it is the connection.

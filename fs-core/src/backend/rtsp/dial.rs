@@ -99,7 +99,8 @@ fn tls_config(config: &OriginConfig) -> Result<ClientConfig> {
         Verifier::new_with_extra_roots(authorities, provider.clone())
     };
     let verifier = verifier.map_err(failed)?;
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(failed)?;
+    let builder =
+        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().map_err(failed)?;
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }
 

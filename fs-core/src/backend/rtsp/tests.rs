@@ -194,7 +194,8 @@ async fn what_is_waited_for_is_said_to_be_urgent() {
         b.read_range(&object("note"), 0..2, options).await.unwrap().try_collect::<Vec<_>>().await.unwrap();
     }
     let requests = server.requests();
-    let reads: Vec<&str> = requests.iter().filter(|r| r.starts_with("READ")).map(|r| r.lines().last().unwrap()).collect();
+    let reads: Vec<&str> =
+        requests.iter().filter(|r| r.starts_with("READ")).map(|r| r.lines().last().unwrap()).collect();
     assert!(reads[0].ends_with("note 0-1") && reads[1].ends_with("note 0-1 urgent"), "{reads:?}");
 }
 
@@ -203,8 +204,7 @@ async fn a_long_range_comes_window_by_window() {
     let long: Bytes = vec![5; WINDOW_BYTES as usize * 2 + 12_345].into();
     let server = Server::of(vec![("long", long.clone()), ("note", "hello".into())]).await;
     let b = backend(&server);
-    let mut stream =
-        b.read_range(&object("long"), 0..long.len() as u64, ReadOptions::default()).await.unwrap();
+    let mut stream = b.read_range(&object("long"), 0..long.len() as u64, ReadOptions::default()).await.unwrap();
     // Nobody takes it, so no more than the window comes; what else is asked for is not held up by it.
     assert_eq!(range(&b, "note", 0..5).await.unwrap(), "hello");
     assert!(!server.requests().iter().any(|r| r.starts_with("CREDIT")));
@@ -247,7 +247,15 @@ async fn a_lost_connection_is_opened_anew_and_the_read_goes_on() {
             return None;
         }
         let mut out = Outgoing::response(Version::V2_0, 200, cseq(request)).empty().to_vec();
-        record(&mut out, asked.id, Kind::Data, false, 200, range.start, &part(&content(), range.start..range.start + 100));
+        record(
+            &mut out,
+            asked.id,
+            Kind::Data,
+            false,
+            200,
+            range.start,
+            &part(&content(), range.start..range.start + 100),
+        );
         Some(Reaction::Close(out))
     });
     let recording = Recording::new(Arc::new(backend(&server)));
@@ -323,7 +331,12 @@ async fn misbehaving_servers_are_named() {
         ("too many", |o, id| record(o, id, Kind::Data, true, 200, 0, b"12345"), ErrorKind::BadAnswer, "more than"),
         ("a state", |o, id| record(o, id, Kind::State, true, 200, 0, &[0; 16]), ErrorKind::BadAnswer, "amid"),
         ("no state", |o, id| record(o, id, Kind::State, true, 200, 0, b"x"), ErrorKind::BadAnswer, "cut off"),
-        ("failure", |o, id| record(o, id, Kind::Failure, false, 500, 0, b"disk\x07 on fire"), ErrorKind::Unreachable, "disk on"),
+        (
+            "failure",
+            |o, id| record(o, id, Kind::Failure, false, 500, 0, b"disk\x07 on fire"),
+            ErrorKind::Unreachable,
+            "disk on",
+        ),
         ("no record", |o, _| o.extend_from_slice(b"$\0\0\x04abcd"), ErrorKind::BadAnswer, "packet"),
         ("no RTSP", |o, _| o.extend_from_slice(b"HTTP/1.1 200 OK\r\n\r\n"), ErrorKind::BadAnswer, "streamfs server"),
         ("nothing", |_, _| {}, ErrorKind::TimedOut, "did not finish"),
@@ -381,9 +394,8 @@ async fn credentials_go_with_every_request() {
 
 #[test]
 fn credentials_do_not_cross_the_network_in_clear() {
-    let new = |url: &str, config: &OriginConfig| {
-        RtspBackend::new(&Url::parse(url).unwrap(), &"p".parse().unwrap(), config)
-    };
+    let new =
+        |url: &str, config: &OriginConfig| RtspBackend::new(&Url::parse(url).unwrap(), &"p".parse().unwrap(), config);
     let e = new("rtsp://apps.example/c/", &bearer()).unwrap_err();
     assert!(e.kind() == ErrorKind::InvalidInput && e.to_string().contains("rtsps"), "{e}");
     assert!(!e.to_string().contains("s3cret"));
@@ -440,7 +452,9 @@ async fn news_is_heard_and_answered() {
     server.until("Response", 1).await;
     let answer = server.requests().pop().unwrap();
     assert!(answer.contains("Ok") && answer.contains("77"), "{answer}");
-    for (method, reason, code) in [("PLAY_NOTIFY", "end-of-stream", "NotificationReasonUnknown"), ("RECORD", "", "NotImpl")] {
+    for (method, reason, code) in
+        [("PLAY_NOTIFY", "end-of-stream", "NotificationReasonUnknown"), ("RECORD", "", "NotImpl")]
+    {
         let before = server.requests().len();
         server.say(from_server(method, &[("Notify-Reason", reason)]));
         server.until("Response", before).await;

@@ -86,7 +86,9 @@ async fn leftovers_go_when_they_are_old_and_strangers_never() {
     let stage = three_versions();
     let dir = stage.package_dir();
     let leftovers = [format!("packs/{}", "0a".repeat(32)), ".incoming/half".to_owned()];
-    for (path, text) in leftovers.iter().map(|path| (path.as_str(), "x")).chain([("notes.txt", "mine"), ("access.toml", "")]) {
+    for (path, text) in
+        leftovers.iter().map(|path| (path.as_str(), "x")).chain([("notes.txt", "mine"), ("access.toml", "")])
+    {
         fs::create_dir_all(dir.join(path).parent().unwrap()).unwrap();
         fs::write(dir.join(path), text).unwrap();
     }
@@ -106,7 +108,8 @@ async fn versions_in_use_stay() {
     retire(&stage, "1").await;
     let before = objects(&stage);
     let path = stage.package_dir().join(USES_DIR).join("server.json");
-    let renewed = |ahead: Duration| fs::File::options().write(true).open(&path).unwrap().set_modified(SystemTime::now() + ahead);
+    let renewed =
+        |ahead: Duration| fs::File::options().write(true).open(&path).unwrap().set_modified(SystemTime::now() + ahead);
     renewed(HOUR * 2).unwrap();
     let collected = after(&stage, HOUR * 2 + LEASE_VALID / 2, false).await.unwrap();
     assert_eq!((objects(&stage), collected.in_use.len()), (before, 1));

@@ -96,7 +96,9 @@ impl PackStore {
         let entries = match entries {
             Ok(entries) => entries,
             // A server that is away is no reason to send all again.
-            Err(e) if matches!(e.kind(), ErrorKind::Unreachable | ErrorKind::TimedOut | ErrorKind::Denied) => return Err(e),
+            Err(e) if matches!(e.kind(), ErrorKind::Unreachable | ErrorKind::TimedOut | ErrorKind::Denied) => {
+                return Err(e);
+            }
             Err(e) => {
                 tracing::warn!("not reusing blocks of an earlier version: {e}");
                 return Ok(());

@@ -115,7 +115,11 @@ impl Staged {
                 Some(validator) => Precondition::Unchanged(validator),
                 None => {
                     let reason = "it gives head no ETag, so it is no server to publish to".to_owned();
-                    return Err(Error::NotTaken { what: location.to_string(), origin: backend.origin().to_owned(), reason });
+                    return Err(Error::NotTaken {
+                        what: location.to_string(),
+                        origin: backend.origin().to_owned(),
+                        reason,
+                    });
                 }
             },
             Err(e) if e.kind() == ErrorKind::NotFound => Precondition::Absent,
@@ -287,7 +291,8 @@ impl Staged {
                     let Ok(object) = ObjectPath::new(format!("{dir}/{}", entry.file_name().to_string_lossy())) else {
                         continue;
                     };
-                    let bytes = entry.metadata().map_err(|e| Error::local("read attributes of", entry.path(), e))?.len();
+                    let bytes =
+                        entry.metadata().map_err(|e| Error::local("read attributes of", entry.path(), e))?.len();
                     found.push(StagedFile { object, path: entry.path(), bytes });
                 }
             }

@@ -123,10 +123,8 @@ async fn what_refers_to_missing_objects_is_refused_and_they_are_named() {
     let source = stage.folder("source");
     std::fs::write(source.join("file"), "other content").unwrap();
     // A second version, published to a folder of its own that goes on from the same state.
-    let request = crate::package::publish::PublishRequest {
-        content_root: stage.path("copy"),
-        ..stage.request(&source, "2")
-    };
+    let request =
+        crate::package::publish::PublishRequest { content_root: stage.path("copy"), ..stage.request(&source, "2") };
     let published = std::thread::scope(|scope| {
         scope.spawn(|| crate::package::publish::publish(&request, &crate::package::publish::NoProgress)).join().unwrap()
     });

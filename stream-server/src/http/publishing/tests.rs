@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use fs_core::Result;
 use fs_core::backend::http::upload::{Transfer, Uploader};
@@ -14,19 +15,9 @@ use fs_core::package::publish::staged::{ServerPackage, Staged};
 use fs_core::package::publish::{DEFAULT_LEVEL, NoProgress, PublishRequest, PublishSummary, publish_to_server};
 use fs_core::trust::keys::KeyStore;
 use fs_core::trust::publisher::{PublishOptions, Publisher};
-use tokio::net::TcpListener;
-use tokio::sync::watch;
 
-use crate::access::{Gate, PasswordFile};
-use crate::access_log::AccessLog;
-use crate::content::{Content, ContentRoot};
-use crate::http::{HttpTimes, Version, router, serve};
-use crate::limits::Limits;
-use crate::metrics::Metrics;
-use crate::notices::Notices;
-use crate::stage::{Stage, ask};
-use crate::{Connection, Shared, rtsp};
-use std::sync::Arc;
+use crate::stage::{Running, Stage, ask, serve};
+use crate::{ContentRoot, PasswordFile, ServerSettings};
 
 const RULES: &str = r#"
 [passwords]
@@ -43,46 +34,26 @@ publish = { users = ["build"] }
 struct World {
     stage: Stage,
     address: SocketAddr,
-    _ending: watch::Sender<bool>,
+    _server: Running,
 }
 
 impl World {
     async fn new() -> Self {
         let stage = Stage::new();
-        let content = Content::new(ContentRoot::Folder(stage.content())).unwrap();
+        let content = ContentRoot::Folder(stage.content());
         Self::serving(stage, content).await
     }
 
-    async fn serving(stage: Stage, content: Content) -> Self {
+    async fn serving(stage: Stage, content: ContentRoot) -> Self {
         std::fs::write(stage.path("access.toml"), RULES).unwrap();
         let mut users = PasswordFile::open(&stage.path("users")).unwrap();
         for user in ["reader", "build", "other", "stranger"] {
             users.set(user, &"right".into(), None).unwrap();
         }
         users.save().unwrap();
-        let gate = Gate::open(&stage.path("access.toml"), None, Metrics::default(), AccessLog::off());
-        let shared = Arc::new(Shared {
-            content,
-            gate: gate.unwrap_or_else(|e| panic!("{e}")),
-            notices: Notices::new(),
-            metrics: Metrics::default(),
-            limits: Limits::default(),
-            uses: rtsp::Uses::default(),
-            since: Instant::now(),
-        });
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (_ending, ending) = watch::channel(false);
-        tokio::spawn(async move {
-            loop {
-                let (stream, peer) = listener.accept().await.unwrap();
-                let connection = Connection { peer, encrypted: false, certificate: None, ending: ending.clone() };
-                let times = HttpTimes { idle: Duration::from_secs(60) };
-                let (shared, router) = (shared.clone(), router(shared.clone()));
-                tokio::spawn(serve(stream, Version::One, connection, shared, router, times));
-            }
-        });
-        Self { stage, address, _ending }
+        let settings = ServerSettings { content, access: Some(stage.path("access.toml")), ..stage.settings() };
+        let server = serve(&settings).await;
+        Self { address: server.address, stage, _server: server }
     }
 
     fn package(&self, package: &str, user: &str, scratch: &str) -> ServerPackage {
@@ -255,7 +226,7 @@ async fn what_may_not_be_put_is_refused_with_a_status_that_says_why() {
 async fn an_origin_behind_the_server_cannot_be_published_to() {
     let stage = Stage::new();
     let origin = ContentRoot::Origin { url: "http://127.0.0.1:9/content".to_owned(), config: Box::default() };
-    let world = World::serving(stage, Content::new(origin).unwrap()).await;
+    let world = World::serving(stage, origin).await;
     let file = world.stage.path("file");
     std::fs::write(&file, "x").unwrap();
     let object = ObjectPath::new(format!("packs/{}", blake3::hash(b"x").to_hex())).unwrap();

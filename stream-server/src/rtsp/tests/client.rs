@@ -6,9 +6,7 @@ use std::time::Duration;
 use futures::TryStreamExt;
 
 use fs_core::backend::retry::Retry;
-use fs_core::backend::{
-    Backend, Beginning, Enough, ObjectPath, ReadOptions, RtspBackend, SmallRead, collect, open,
-};
+use fs_core::backend::{Backend, Beginning, Enough, ObjectPath, ReadOptions, RtspBackend, SmallRead, collect, open};
 use fs_core::config::{OriginConfig, RetryPolicy};
 use fs_core::{Error, ErrorKind};
 
@@ -43,7 +41,8 @@ async fn conforms(backend: &dyn Backend, all: &[u8], stage: &Stage) {
     let beyond = read(backend, PACK, end - 1..end + 1).await.unwrap_err();
     assert!(beyond.kind() == ErrorKind::BadAnswer && beyond.to_string().contains("shorter than published"), "{beyond}");
     assert_eq!(read(backend, "packs/nothing", 0..1).await.unwrap_err().kind(), ErrorKind::NotFound);
-    let SmallRead::Object { bytes, validator } = backend.read_small(&object("head"), 1 << 20, None).await.unwrap() else {
+    let SmallRead::Object { bytes, validator } = backend.read_small(&object("head"), 1 << 20, None).await.unwrap()
+    else {
         panic!("it is there")
     };
     assert!(bytes == std::fs::read(stage.content().join("team/app/head")).unwrap());
@@ -53,7 +52,8 @@ async fn conforms(backend: &dyn Backend, all: &[u8], stage: &Stage) {
     let known = backend.read_small(&object("head"), 1 << 20, validator.as_ref()).await.unwrap();
     assert!(matches!(known, SmallRead::NotModified));
     let first = Enough::when(&|_| false).of_first(100);
-    let Beginning::Object { front, .. } = backend.read_beginning(&object("head"), 1 << 20, None, first).await.unwrap() else {
+    let Beginning::Object { front, .. } = backend.read_beginning(&object("head"), 1 << 20, None, first).await.unwrap()
+    else {
         panic!("it is there")
     };
     assert_eq!(front, bytes[..100]);

@@ -69,7 +69,8 @@ async fn rtsp_2_has_what_it_demands() {
     let tag = header(&described, "MTag").unwrap().to_owned();
     // Three requests in one go, of which only the first names the session it makes.
     let transport = ("Transport", "RTP/AVP/TCP;unicast;interleaved=0-1");
-    talk.send(&format!("SETUP {URL} RTSP/2.0"), &[transport, ("Pipelined-Requests", "7"), ("If-Match", &tag)], "").await;
+    talk.send(&format!("SETUP {URL} RTSP/2.0"), &[transport, ("Pipelined-Requests", "7"), ("If-Match", &tag)], "")
+        .await;
     let play = talk.send(&format!("PLAY {URL} RTSP/2.0"), &[("Pipelined-Requests", "7")], "").await;
     let setup = talk.response().await;
     assert_eq!(header(&setup, "Accept-Ranges"), Some("npt"));
@@ -274,9 +275,11 @@ async fn a_server_that_ends_sends_its_clients_away_and_finishes() {
 fn quiet_talk(stage: &crate::stage::Stage) -> (Talk<tokio::io::DuplexStream>, watch::Sender<bool>) {
     let (near, far) = tokio::io::duplex(64 << 10);
     let (sender, ending) = watch::channel(false);
-    let peer = "127.0.0.1:9".parse().unwrap();
-    let connection = Connection { peer, encrypted: false, certificate: None, ending };
-    tokio::spawn(super::super::serve(far, connection, shared(stage)));
+    let peer: std::net::SocketAddr = "127.0.0.1:9".parse().unwrap();
+    let shared = shared(stage);
+    let presence = shared.clients.enter(peer.ip(), crate::metrics::Protocol::Rtsp);
+    let connection = Connection { peer, encrypted: false, certificate: None, presence, ending };
+    tokio::spawn(super::super::serve(far, connection, shared));
     (Talk::over(near), sender)
 }
 

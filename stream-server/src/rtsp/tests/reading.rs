@@ -38,7 +38,8 @@ impl Reader {
 async fn many_ranges_are_read_at_once() {
     let all = numbers(3_000_000);
     let mut reader = Reader::of(all.len()).await;
-    let ranges = [(1u32, 0usize..1), (2, 0..3_000_000), (3, 2_999_999..3_000_000), (4, 65_502..65_505), (5, 7..1_000_007)];
+    let ranges =
+        [(1u32, 0usize..1), (2, 0..3_000_000), (3, 2_999_999..3_000_000), (4, 65_502..65_505), (5, 7..1_000_007)];
     let lines: Vec<String> = ranges.iter().map(|(id, r)| format!("{id} {PACK} {}-{}", r.start, r.end - 1)).collect();
     assert_eq!(reader.ask("READ", &lines.join("\n")).await, 200);
     let mut came: Vec<Vec<u8>> = vec![Vec::new(); ranges.len()];
@@ -206,7 +207,8 @@ async fn a_stream_keeps_the_pace_that_was_asked_for() {
 #[tokio::test]
 async fn places_are_bounded() {
     let mut reader = Reader::of(1_000_000).await;
-    let lines = |from: u32| (from..from + 256).map(|id| format!("{id} {PACK} 0- window=1")).collect::<Vec<_>>().join("\n");
+    let lines =
+        |from: u32| (from..from + 256).map(|id| format!("{id} {PACK} 0- window=1")).collect::<Vec<_>>().join("\n");
     assert_eq!(reader.ask("READ", &lines(1)).await, 200);
     assert_eq!(reader.ask("READ", &lines(257)).await, 200);
     assert_eq!(reader.ask("READ", &format!("600 {PACK} 0-1")).await, 453);

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{Ended, Expected, Inner, Order};
 use crate::backend::rtsp::asked::{ASKED_TYPE, Asked};
 use crate::backend::rtsp::wire::Outgoing;
-use crate::backend::rtsp::{NOTICES_FEATURE, READ_FEATURE};
+use crate::backend::rtsp::{NOTICES_FEATURE, PARAMETERS_TYPE, READ_FEATURE};
 
 /// Orders that are taken at once: no message has more lines than a server must take.
 const ORDERS_MAX: usize = 128;
@@ -170,6 +170,10 @@ impl<W: AsyncWrite + Unpin> Writer<'_, W> {
                     let url = format!("{}@{version}", self.url());
                     let teardown = self.bare("TEARDOWN", &url, Expected::Nothing).header("Session", session).empty();
                     out.extend_from_slice(&teardown);
+                }
+                Order::Report(body) => {
+                    let report = self.message("SET_PARAMETER", &self.url(), Expected::Nothing);
+                    out.extend_from_slice(&report.body(PARAMETERS_TYPE, body.as_bytes()));
                 }
                 Order::Reply(reply) => out.extend_from_slice(&reply),
                 Order::Read(_) | Order::Credit(..) | Order::Cancel(_) => {}
