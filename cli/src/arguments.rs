@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use fs_core::mount::prefetch::Prefetch;
 
 use crate::commands::{
-    agent, demo, load, login, mount, passwd, profile, publish, remount, renew, revoke, run, serve, status, trace,
+    agent, demo, gc, load, login, mount, passwd, profile, publish, remount, renew, revoke, run, serve, status, trace,
     unmount, verify, versions,
 };
 
@@ -76,6 +76,8 @@ pub enum Command {
     Renew(renew::RenewArguments),
     /// Withdraw a version: whoever uses it is warned
     Revoke(revoke::RevokeArguments),
+    /// Remove what no version of a content root needs any more
+    Gc(gc::GcArguments),
     /// Serve a content root over HTTP and RTSP, in clear or by TLS
     Serve(serve::ServeArguments),
     /// Keep the user and password, or the token, for a server
@@ -120,6 +122,11 @@ pub(crate) fn rate(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Reads a duration for clap that may be zero.
+pub(crate) fn age(text: &str) -> Result<Duration, String> {
+    fs_core::config::parse_duration(text).map_err(|e| e.to_string())
+}
+
 /// Reads a duration that is not zero for clap.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let duration = fs_core::config::parse_duration(text).map_err(|e| e.to_string())?;
@@ -161,6 +168,9 @@ mod tests {
             "versions /srv/content/app --json",
             "renew /srv/content/app",
             "revoke /srv/content/app@1.0 --json",
+            "gc /srv/content --dry-run --json",
+            "gc /srv/content --keep 3 --older-than 30d --grace 0s --keys /k",
+            "publish app https://h/content/app --version 1.0",
             "serve /srv/content --listen 127.0.0.1:0",
             "serve",
             "serve https://h/content --listen 0.0.0.0:443 --listen [::]:443 --tls-cert c --tls-key k --client-ca a --tls-only --drain 1m --json",
@@ -192,6 +202,8 @@ mod tests {
             "mount /a/b /mnt --upgrade never",
             "load /a/b --rate 0",
             "publish app /srv/content/app",
+            "gc",
+            "gc /srv/content --keep 0",
             "serve /srv/content --tls-cert c",
             "serve /srv/content --tls-cert c --tls-key k --tls-trial d",
             "serve /srv/content --connections 0",

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod demo;
+pub mod gc;
 pub mod load;
 pub mod login;
 pub mod mount;
@@ -13,6 +14,7 @@ pub mod renew;
 pub mod revoke;
 pub mod run;
 pub mod serve;
+mod signing;
 pub mod status;
 pub mod trace;
 pub mod unmount;
@@ -114,6 +116,7 @@ pub(crate) async fn dispatch(command: Command, context: &Context) -> anyhow::Res
         Command::Verify(arguments) => interrupt.or(verify::run(arguments, context)).await,
         Command::Revoke(arguments) => interrupt.or(revoke::run(arguments, context)).await,
         Command::Renew(arguments) => interrupt.or(renew::run(arguments, context)).await,
+        Command::Gc(arguments) => interrupt.or(gc::run(arguments, context)).await,
         Command::Login(arguments) => interrupt.or(login::run(arguments, context)).await,
         Command::Logout(arguments) => interrupt.or(login::run_logout(arguments, context)).await,
         Command::Passwd(arguments) => interrupt.or(passwd::run(arguments, context)).await,

@@ -111,6 +111,24 @@ pub enum Error {
         /// What was wrong with it.
         reason: String,
     },
+    /// A server does not store what was to be published.
+    #[error("{origin} does not take {what}: {reason}")]
+    NotTaken {
+        /// The object's path within the package.
+        what: String,
+        /// The origin, without credentials.
+        origin: String,
+        /// The status, and the server's words.
+        reason: String,
+    },
+    /// A server does not make metadata visible, because it does not fit what is there.
+    #[error("{origin} does not take the new metadata, and nothing of this publication is visible: {reason}")]
+    Incomplete {
+        /// The origin, without credentials.
+        origin: String,
+        /// The status, and the server's words.
+        reason: String,
+    },
     /// Bytes differ from what was published.
     #[error("{object} is damaged: {reason}")]
     Damaged {
@@ -206,7 +224,7 @@ impl Error {
             Error::NotFound { .. } => ErrorKind::NotFound,
             Error::Unreachable { .. } | Error::Overloaded { .. } => ErrorKind::Unreachable,
             Error::TimedOut { .. } => ErrorKind::TimedOut,
-            Error::Denied { .. } => ErrorKind::Denied,
+            Error::Denied { .. } | Error::NotTaken { .. } => ErrorKind::Denied,
             Error::BadAnswer { .. } => ErrorKind::BadAnswer,
             Error::Damaged { .. } => ErrorKind::Damaged,
             Error::Untrusted { .. } => ErrorKind::Untrusted,
@@ -215,7 +233,7 @@ impl Error {
             Error::NotADirectory(_) => ErrorKind::NotADirectory,
             Error::IsADirectory(_) => ErrorKind::IsADirectory,
             Error::NoSuchAttribute(_) => ErrorKind::NoSuchAttribute,
-            Error::Busy { .. } => ErrorKind::Busy,
+            Error::Busy { .. } | Error::Incomplete { .. } => ErrorKind::Busy,
             Error::Local { .. } | Error::NoRoom { .. } => ErrorKind::Local,
             Error::Cancelled => ErrorKind::Cancelled,
             Error::Shared(inner) => inner.kind(),

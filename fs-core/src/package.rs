@@ -11,6 +11,7 @@
 //! justifies, and never panic.
 
 pub mod block;
+pub mod collect;
 pub mod descriptor;
 pub mod launch;
 pub mod pack;

@@ -18,11 +18,13 @@ pub mod client;
 pub mod head;
 pub mod keys;
 pub mod publisher;
+pub mod receiving;
 pub mod store;
 pub mod tail;
 pub mod unverified;
 
 pub(crate) mod files;
+pub(crate) mod folder;
 mod record;
 mod verify;
 

@@ -5,6 +5,7 @@
 //! GET /PACKAGE/events        what changes, as server-sent events                      events.rs
 //! POST /PACKAGE/launches     how long a launch took, told by clients that agree
 //! GET /PACKAGE/launch        all that a first launch needs, in one answer             launch.rs
+//! PUT /PACKAGE/OBJECT        a publication, by those who may                             publishing.rs
 //! GET /healthz               whether it serves
 //! GET /metrics               counters for Prometheus
 //! GET /status                a page for people                                        status.rs
@@ -20,6 +21,7 @@ mod counted;
 mod events;
 mod launch;
 mod object;
+mod publishing;
 mod status;
 
 use std::sync::Arc;
@@ -61,6 +63,7 @@ pub(crate) fn router(shared: Arc<Shared>) -> Router {
         .route("/metrics", get(metrics))
         .merge(status::router())
         .fallback(package)
+        .layer(Extension(publishing::Publishing::default()))
         .layer(from_fn(guard))
         .with_state(shared)
 }
@@ -89,8 +92,9 @@ async fn metrics(
 
 /// Refuses what is not served at all, and says of every answer how it may be used.
 async fn guard(request: Request, next: Next) -> Response {
+    let is_publication = *request.method() == Method::PUT && Target::of(request.uri().path()).is_some();
     let is_report = *request.method() == Method::POST && request.uri().path().ends_with("/launches");
-    if !is_report && !matches!(*request.method(), Method::GET | Method::HEAD) {
+    if !is_publication && !is_report && !matches!(*request.method(), Method::GET | Method::HEAD) {
         return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET, HEAD")]).into_response();
     }
     let mut response = next.run(request).await;
@@ -139,10 +143,14 @@ impl Target {
 async fn package(
     State(shared): State<Arc<Shared>>,
     Extension(connection): Extension<Arc<Connection>>,
+    Extension(publishing): Extension<publishing::Publishing>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
     let Some(target) = Target::of(parts.uri.path()) else { return not_found() };
+    if parts.method == Method::PUT {
+        return publishing::answer(&shared, &connection, &publishing, &target, &parts, body).await;
+    }
     let reader = match asking::reader(&shared, &connection, &parts.headers, target.package()).await {
         Ok(reader) => reader,
         Err(refused) => return refused,

@@ -25,6 +25,7 @@
 //! ```
 
 mod content;
+mod leases;
 mod listen;
 mod notices;
 mod serving;
@@ -216,6 +217,7 @@ impl Server {
     pub async fn run(self, end: impl Future<Output = ()> + Send + 'static) -> Result<(), ServeError> {
         let (ending, is_ending) = watch::channel(false);
         let ServerSettings { poll_interval, connections, connections_per_address, .. } = self.settings;
+        let _leasing = leases::start(&self.shared);
         let _noticing = self.shared.notices.start(self.shared.content.clone(), poll_interval);
         let log = self.shared.log.clone();
         let desk = Desk {

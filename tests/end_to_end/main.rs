@@ -2,6 +2,7 @@
 
 mod cache;
 mod cli_errors;
+mod collecting;
 mod crashes;
 mod directory;
 mod faults;
@@ -16,6 +17,7 @@ mod login;
 mod metrics;
 mod profile;
 mod publishing;
+mod publishing_remote;
 mod real_trees;
 mod run;
 mod scale;

@@ -8,7 +8,8 @@ use anyhow::{Context as _, anyhow, bail};
 use clap::Args;
 use fs_core::location::{Channel, DEFAULT_CHANNEL, Origin, PackageLocation, PackageVersion};
 use fs_core::package::profile::{PROFILE_MAX_BYTES, Profile};
-use fs_core::package::publish::{LaunchSummary, PublishRequest, PublishSummary, publish};
+use fs_core::package::publish::staged::ServerPackage;
+use fs_core::package::publish::{LaunchSummary, PublishRequest, PublishSummary, publish, publish_to_server};
 
 use super::Context;
 use crate::interrupt::Interrupted;
@@ -23,7 +24,7 @@ pub struct PublishArguments {
     /// Directory whose tree becomes the version
     #[arg(value_name = "DIR")]
     source: PathBuf,
-    /// CONTENT/PACKAGE; CONTENT is a folder, made if it is missing
+    /// CONTENT/PACKAGE; CONTENT is a folder, made if it is missing, or http(s):// of `streamfs serve`
     #[arg(value_name = "CONTENT/PACKAGE")]
     package: String,
     /// Name of the new version
@@ -56,12 +57,16 @@ pub struct PublishArguments {
 }
 
 pub(super) async fn run(arguments: PublishArguments, context: &Context) -> anyhow::Result<()> {
-    let (request, json) = (prepare(&arguments, context)?, arguments.json);
+    let ((request, server), json) = (prepare(&arguments, context)?, arguments.json);
     let keys_dir = request.keys_dir.clone();
     let what = format!("cannot publish {} {}", request.package, request.version);
     let bar = context.bar();
     // Publishing watches for the interrupt itself and leaves the old state behind.
-    let summary = tokio::task::spawn_blocking(move || publish(&request, &bar)).await.context("publishing broke off")?;
+    let work = move || match server {
+        Some(server) => publish_to_server(&request, &server, &bar),
+        None => publish(&request, &bar),
+    };
+    let summary = tokio::task::spawn_blocking(work).await.context("publishing broke off")?;
     let summary = match (summary, context.interrupt.signalled()) {
         (Err(fs_core::Error::Cancelled), Some(signal)) => return Err(Interrupted(signal).into()),
         (result, _) => result.context(what)?,
@@ -97,20 +102,22 @@ pub(super) async fn run(arguments: PublishArguments, context: &Context) -> anyho
     if json { report::json(&summary) } else { report::line(in_words(&summary)) }
 }
 
-fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<PublishRequest> {
+fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<(PublishRequest, Option<ServerPackage>)> {
     let location: PackageLocation = arguments.package.parse()?;
-    let Origin::Folder(content_root) = location.origin else {
-        bail!(
-            "cannot publish to {}: a content root must be a folder to publish to; publish to the folder that the server shows",
-            location.origin
-        );
-    };
-    if let Some(selector) = location.selector {
+    if let Some(selector) = &location.selector {
         bail!(
             "cannot publish to {}@{selector}: name the version with --version and the channel with --channel",
             location.package
         );
     }
+    let (content_root, server) = match &location.origin {
+        Origin::Folder(content_root) => (content_root.clone(), None),
+        Origin::Http(_) => (PathBuf::new(), Some(server_package(&location, context)?)),
+        Origin::Rtsp(_) => bail!(
+            "cannot publish to {}: publish by https:// to the same server, or to the folder that it shows",
+            location.origin
+        ),
+    };
     let version: PackageVersion = arguments.version.parse()?;
     let channels = arguments.channel.iter().map(|name| name.parse()).collect::<fs_core::Result<Vec<Channel>>>()?;
     let meta = std::fs::metadata(&arguments.source)
@@ -126,7 +133,7 @@ fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<Pu
     let threads =
         arguments.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
     let profiles = arguments.profile.iter().map(|file| read_profile(file)).collect::<anyhow::Result<_>>()?;
-    Ok(PublishRequest {
+    let request = PublishRequest {
         source,
         content_root,
         package: location.package,
@@ -138,7 +145,15 @@ fn prepare(arguments: &PublishArguments, context: &Context) -> anyhow::Result<Pu
         threads,
         profiles,
         inherit_profiles: !arguments.no_profile,
-    })
+    };
+    Ok((request, server))
+}
+
+/// A package on a server, as the settings say how it is reached.
+pub(super) fn server_package(location: &PackageLocation, context: &Context) -> anyhow::Result<ServerPackage> {
+    let settings = context.settings(None)?;
+    let scratch = settings.cache_dir()?.join("publishing");
+    Ok(ServerPackage { location: location.clone(), config: settings.origin_config(location), scratch })
 }
 
 fn read_profile(path: &Path) -> anyhow::Result<Profile> {
@@ -158,6 +173,9 @@ fn in_words(summary: &PublishSummary) -> String {
         "published {package} {version}: {files} files, {directories} directories, {symlinks} links, {bytes}; \
          stored {new_bytes} in {new_blocks} new blocks of {blocks} (ratio {ratio:.2}) in {seconds:.1} s"
     );
+    if let Some(sent) = summary.sent_bytes {
+        words.push_str(&format!("\nsent {} to the server", report::bytes(sent)));
+    }
     for LaunchSummary { name, inherited, blocks, pages, bytes, raw_bytes, .. } in &summary.launch {
         let (bytes, raw_bytes) = (report::bytes(*bytes), report::bytes(*raw_bytes));
         let inherited = if *inherited { " (inherited)" } else { "" };

@@ -6,18 +6,16 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::Args;
 use fs_core::location::{Channel, PackageLocation, PackageVersion};
-use fs_core::trust::keys::KeyStore;
-use fs_core::trust::publisher::{PublishOptions, Publisher};
 use serde_json::json;
 
 use super::Context;
-use super::renew::{keys_dir, package_dir};
+use super::signing::Signing;
 use crate::report;
 
 /// Arguments of `revoke`.
 #[derive(Debug, Args)]
 pub struct RevokeArguments {
-    /// CONTENT/PACKAGE@VERSION; CONTENT is a folder
+    /// CONTENT/PACKAGE@VERSION; CONTENT is a folder, or http(s):// of `streamfs serve`
     #[arg(value_name = "CONTENT/PACKAGE@VERSION")]
     package: String,
     /// Folder of the private signing keys [environment: STREAMFS_KEYS] [default: ~/.config/streamfs/keys]
@@ -36,13 +34,13 @@ pub(super) async fn run(arguments: RevokeArguments, context: &Context) -> anyhow
     };
     // What is withdrawn is named itself: a channel may have moved since somebody looked.
     let version: PackageVersion = selector.as_str().parse().with_context(what)?;
-    let dir = package_dir(&location).with_context(what)?;
-    let keys = KeyStore::new(keys_dir(arguments.keys.as_deref(), context).with_context(what)?);
-    let mut publisher = Publisher::open(&dir, &keys, PublishOptions::default()).await.with_context(what)?;
+    let mut signing = Signing::open(&location, arguments.keys.as_deref(), context).await.with_context(what)?;
+    let publisher = &mut signing.publisher;
     let already = publisher.catalog().versions.iter().any(|record| record.version == version && record.revoked);
     publisher.revoke(&version).with_context(what)?;
     publisher.commit().await.with_context(what)?;
-    let channels = &publisher.catalog().channels;
+    signing.finish(context).await.with_context(what)?;
+    let channels = &signing.publisher.catalog().channels;
     let channels: Vec<&Channel> = channels.iter().filter(|(_, v)| **v == version).map(|(name, _)| name).collect();
     for channel in &channels {
         context.remark(format_args!(

@@ -6,6 +6,7 @@
 mod answer;
 pub mod events;
 mod lanes;
+pub mod upload;
 
 use std::error::Error as _;
 use std::fmt;

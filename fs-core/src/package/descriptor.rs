@@ -208,6 +208,14 @@ impl Descriptor {
         }
     }
 
+    /// What the version consists of beside this, with lengths.
+    pub fn objects(&self) -> impl Iterator<Item = (ObjectPath, u64)> + '_ {
+        let packs = self.packs.iter().map(|pack| (pack.path(), pack.bytes));
+        let launch =
+            self.launch.iter().flat_map(|set| [(set.path(), set.bytes), (set.profile.path(), set.profile.bytes)]);
+        std::iter::once((self.tree.path(), self.tree.bytes)).chain(packs).chain(launch)
+    }
+
     /// The bytes to sign: same descriptor, same bytes.
     pub fn to_bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a descriptor has only string keys")

@@ -1,4 +1,4 @@
-//! Publishing: from a directory to a new version at a content root on this machine.
+//! Publishing: from a directory to a new version at a content root on this machine, or on a server ([`staged`]).
 //!
 //! ```text
 //! scan      the tree's names and attributes, numbered
@@ -19,6 +19,7 @@ mod pack_writer;
 mod profiles;
 mod resolve;
 mod scan;
+pub mod staged;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,7 @@ use self::launch::{LaunchObject, LaunchWriter};
 use self::pack_writer::PackStore;
 use self::profiles::ChosenProfile;
 use self::scan::{ScannedBody, Tree};
+use self::staged::{SentObjects, ServerPackage, Staged};
 use super::descriptor::{DESCRIPTOR_MAX_BYTES, Descriptor, TreeTotals};
 use super::profile::Profile;
 use super::tree::build::{NewBody, NewNode, NewXattrs, TreeBuilder};
@@ -104,6 +106,9 @@ pub struct PublishSummary {
     pub ratio: f64,
     /// What was left out, as paths and why.
     pub skipped: Vec<String>,
+    /// Bytes that were sent to the server; none if it is a folder that was published to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sent_bytes: Option<u64>,
     /// How long it took.
     pub seconds: f64,
     /// SHA-256 of the descriptor, hexadecimal.
@@ -145,6 +150,45 @@ impl Progress for NoProgress {
 pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<PublishSummary> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::local("start", "the publisher's runtime", e))?;
+    carry_out(request, None, &runtime, progress)
+}
+
+/// Publishes a directory as a new version of a package on a server; the request's content root has no meaning. Blocks the
+/// calling thread.
+///
+/// # Errors
+/// As those of [`publish`] and [`Staged::send`].
+pub fn publish_to_server(
+    request: &PublishRequest,
+    server: &ServerPackage,
+    progress: &dyn Progress,
+) -> Result<PublishSummary> {
+    // A thread of its own keeps connections alive while this one packs.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(|e| Error::local("start", "the publisher's runtime", e))?;
+    progress.message("asking the server what it has");
+    let staged = runtime.block_on(async {
+        tokio::select! {
+            staged = Staged::open(server) => staged,
+            () = until_cancelled(progress) => Err(Error::Cancelled),
+        }
+    })?;
+    let request = PublishRequest { content_root: staged.content_root().to_owned(), ..request.clone() };
+    carry_out(&request, Some(&staged), &runtime, progress)
+}
+
+async fn until_cancelled(progress: &dyn Progress) {
+    while !progress.cancelled() {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+fn carry_out(
+    request: &PublishRequest,
+    staged: Option<&Staged>,
+    runtime: &tokio::runtime::Runtime,
+    progress: &dyn Progress,
+) -> Result<PublishSummary> {
     let started = Instant::now();
     let package_dir = request.content_root.join(request.package.as_str());
     check_request(request)?;
@@ -152,14 +196,21 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
     let tree = scan::scan(&request.source, request.skip_special, progress)?;
 
     let keys = KeyStore::new(&request.keys_dir);
-    let mut publisher = runtime.block_on(Publisher::open(&package_dir, &keys, PublishOptions::default()))?;
+    let options = PublishOptions { staged: staged.is_some(), ..PublishOptions::default() };
+    let mut publisher = runtime.block_on(Publisher::open(&package_dir, &keys, options))?;
     let root_key_created = publisher.catalog().versions.is_empty();
     let known = runtime.block_on(known_descriptors(&publisher))?;
     let ancestor = profiles::ancestor(publisher.catalog(), request);
     let ancestor = known.iter().find(|known| ancestor.is_some_and(|record| known.version == record.version));
+    if let (Some(staged), Some(ancestor)) = (staged, ancestor) {
+        runtime.block_on(staged.fetch_profiles(ancestor))?;
+    }
     let chosen = choose_profiles(request, ancestor, &package_dir)?;
     let hot = Hot::plan(&tree, chosen.iter().map(|chosen| &chosen.profile))?;
-    let mut packs = PackStore::open(&package_dir, &known)?;
+    let mut packs = PackStore::open(&package_dir, &known, |pack| match staged {
+        Some(staged) => runtime.block_on(staged.pack_index(pack)),
+        None => pack_writer::read_index(&package_dir, pack),
+    })?;
 
     progress.total(tree.bytes, tree.files);
     progress.message("storing blocks");
@@ -202,6 +253,7 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
         launch_bytes_new += object.place(&package_dir)?;
     }
     runtime.block_on(publisher.commit())?;
+    let sent = staged.map(|staged| runtime.block_on(staged.send(&publisher, tree.bytes, progress))).transpose()?;
 
     let tree_bytes_new = if tree_is_new { descriptor.tree.bytes } else { 0 };
     let descriptor_bytes_new = if added == Added::New { bytes.len() as u64 } else { 0 };
@@ -225,6 +277,7 @@ pub fn publish(request: &PublishRequest, progress: &dyn Progress) -> Result<Publ
         stored_bytes_of_version: stored,
         ratio: if stored == 0 { 1.0 } else { descriptor.totals.allocated_bytes as f64 / stored as f64 },
         skipped: tree.skipped,
+        sent_bytes: sent.map(|SentObjects { bytes, .. }| bytes),
         seconds: started.elapsed().as_secs_f64(),
         descriptor_sha256: hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&bytes)),
         root_key_created,

@@ -92,7 +92,7 @@ pub(super) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// Takes the lock file at `path` exclusively, waiting up to `patience`. It is released when the file is dropped, and
 /// by the system when the process dies.
-pub(super) fn lock(path: PathBuf, access: Access, patience: Duration, holder: &str) -> Result<File> {
+pub(crate) fn lock(path: PathBuf, access: Access, patience: Duration, holder: &str) -> Result<File> {
     let opened = match access {
         Access::Private => crate::platform::open_private(&path),
         Access::Usual => OpenOptions::new().create(true).truncate(false).write(true).open(&path),
@@ -117,7 +117,7 @@ pub(super) fn lock(path: PathBuf, access: Access, patience: Duration, holder: &s
 }
 
 /// Runs blocking file work off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     // The join fails only when the runtime shuts down: the work does not panic.
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Cancelled))
 }

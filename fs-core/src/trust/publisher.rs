@@ -5,10 +5,8 @@
 //! left behind is brought up to date by the next publisher. One publisher at a time works on a package.
 
 mod sign;
-mod tail;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,20 +19,19 @@ use tough::schema::{Root, Signed, Timestamp};
 
 pub use sign::KeyRole;
 
-use super::files::{self, Access, blocking};
-use super::head::{HEAD_BYTES_MAX, HEAD_ENTRIES_MAX, Head};
+use super::files::blocking;
+use super::folder::{self, FolderLock};
+use super::head::Head;
 use super::keys::KeyStore;
 use super::store::{Place, TrustStore};
 use super::tail::head_path;
 use super::verify::{Numbers, Supply, metadata_path, root_path, verify};
-use super::{Catalog, DESCRIPTOR_DIR, HEAD_OBJECT, METADATA_DIR, VersionRecord};
+use super::{Catalog, METADATA_DIR, VersionRecord};
 use crate::backend::{LocalBackend, ObjectPath};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::location::{Channel, PackageVersion};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Name of the lock file in a package's folder; the leading dot keeps it out of the objects' name space.
-const LOCK_FILE: &str = ".publish.lock";
 
 /// How to publish.
 #[derive(Debug, Clone)]
@@ -45,11 +42,14 @@ pub struct PublishOptions {
     pub valid: Duration,
     /// How long the timestamp stays valid: after it, clients learn of no new version until it is renewed.
     pub timestamp_valid: Duration,
+    /// Whether the folder is a copy, whose state is published elsewhere only later ([`Publisher::published`]): then
+    /// nothing is remembered as signed before that, and `head` has no tail.
+    pub staged: bool,
 }
 
 impl Default for PublishOptions {
     fn default() -> Self {
-        Self { lock_patience: Duration::from_secs(30), valid: 3650 * DAY, timestamp_valid: 365 * DAY }
+        Self { lock_patience: Duration::from_secs(30), valid: 3650 * DAY, timestamp_valid: 365 * DAY, staged: false }
     }
 }
 
@@ -79,7 +79,7 @@ pub struct Publisher {
     dir: PathBuf,
     keys: KeyStore,
     options: PublishOptions,
-    _lock: File,
+    _lock: FolderLock,
     /// What these keys last signed, so that a restored backup is noticed.
     seen: Place,
     root: Signed<Root>,
@@ -108,14 +108,9 @@ impl Publisher {
         let (dir, keys) = (package_dir.to_owned(), keys.clone());
         let patience = options.lock_patience;
         let (dir, keys, lock) = blocking(move || {
-            for sub in [METADATA_DIR, DESCRIPTOR_DIR] {
-                files::create_dir(&dir.join(sub), Access::Usual)?;
-            }
+            folder::create(&dir)?;
             keep_apart(&dir, &keys)?;
-            let lock = files::lock(dir.join(LOCK_FILE), Access::Usual, patience, "another publisher of this package")?;
-            for sub in [".", METADATA_DIR, DESCRIPTOR_DIR] {
-                files::remove_unfinished(&dir.join(sub));
-            }
+            let lock = FolderLock::take(&dir, patience)?;
             Ok((dir, keys, lock))
         })
         .await?;
@@ -129,7 +124,7 @@ impl Publisher {
         }
     }
 
-    fn fresh(dir: PathBuf, keys: KeyStore, options: PublishOptions, lock: File, root: Signed<Root>) -> Self {
+    fn fresh(dir: PathBuf, keys: KeyStore, options: PublishOptions, lock: FolderLock, root: Signed<Root>) -> Self {
         let seen = place_of(&keys, &root);
         Self {
             dir,
@@ -153,7 +148,7 @@ impl Publisher {
         dir: PathBuf,
         keys: KeyStore,
         options: PublishOptions,
-        lock: File,
+        lock: FolderLock,
         published: bool,
     ) -> Result<Self> {
         let package = dir.display().to_string();
@@ -217,12 +212,7 @@ impl Publisher {
         if let Some(bytes) = self.descriptors.get(&object) {
             return Ok(bytes.clone());
         }
-        let bytes = Supply::origin(Arc::new(LocalBackend::new(self.dir.clone()))).file(&object).await?;
-        if Sha256::digest(&bytes)[..] != record.descriptor_sha256 {
-            let what = format!("{}/{object}", self.dir.display());
-            return Err(Error::damaged(what, "its SHA-256 is not the one that was signed"));
-        }
-        Ok(bytes)
+        folder::stored_descriptor(&self.dir, record).await
     }
 
     /// Adds a version and points `channels` at it. Nothing is written before [`Self::commit`].
@@ -306,6 +296,26 @@ impl Publisher {
         })?;
         self.changed |= !record.revoked;
         record.revoked = true;
+        Ok(())
+    }
+
+    /// Takes a version out of the catalog: nobody can mount it anew. What only it consists of is no longer referred to.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such version; `InvalidInput` if a channel points at it.
+    pub fn retire(&mut self, version: &PackageVersion) -> Result<()> {
+        if let Some((channel, _)) = self.catalog.channels.iter().find(|(_, v)| *v == version) {
+            return Err(Error::InvalidInput(format!(
+                "version {version} is what channel {channel} points at; publish another version to it first"
+            )));
+        }
+        let before = self.catalog.versions.len();
+        self.catalog.versions.retain(|v| v.version != *version);
+        if self.catalog.versions.len() == before {
+            let origin = self.dir.display().to_string();
+            return Err(Error::NotFound { what: format!("version {version}"), origin });
+        }
+        self.changed = true;
         Ok(())
     }
 
@@ -409,14 +419,21 @@ impl Publisher {
             // After the metadata that both its keys and the old ones signed.
             written += self.publish_root().await?;
         }
-        let first = self.files.numbered("root").pop_first().map(|(_, bytes)| bytes.clone()).unwrap_or_default();
-        if let Err(error) = self.seen.save(first, self.files.clone(), self.numbers).await {
-            tracing::warn!(%error, "cannot remember what was signed; a restored backup would not be noticed");
+        if !self.options.staged {
+            self.published().await;
         }
         let head = self.head().await?;
         written += self.write(&head_path(), &head).await?;
         self.descriptors.clear();
         Ok(Committed { timestamp: self.numbers.timestamp, written_bytes: written })
+    }
+
+    /// Remembers with the keys what they have signed: to be called when a staged commit was published.
+    pub async fn published(&self) {
+        let first = self.files.numbered("root").pop_first().map(|(_, bytes)| bytes.clone()).unwrap_or_default();
+        if let Err(error) = self.seen.save(first, self.files.clone(), self.numbers).await {
+            tracing::warn!(%error, "cannot remember what was signed; a restored backup would not be noticed");
+        }
     }
 
     async fn publish_root(&mut self) -> Result<u64> {
@@ -433,45 +450,17 @@ impl Publisher {
         Ok(written)
     }
 
-    /// The bundle of the current state: all its files, the descriptors of channels as far as there is room, and its tail.
+    /// The bundle of the current state.
     async fn head(&self) -> Result<Bytes> {
-        let mut head = self.files.clone();
-        let pointed = |v: &&VersionRecord| self.catalog.channels.values().any(|c| *c == v.version);
-        let mut entries = head.iter().count() as u32;
-        for record in self.catalog.versions.iter().rev().filter(pointed) {
-            let object = record.descriptor_object();
-            let room = record.descriptor_bytes + 6 + object.as_str().len() as u64;
-            if entries < HEAD_ENTRIES_MAX && head.encoded_bytes() + room <= HEAD_BYTES_MAX {
-                head.insert(object, self.descriptor(record).await?);
-                entries += 1;
-            }
-        }
-        let tail = self.tail().await?;
-        head.set_tail(tail.as_ref().map(|(of, _)| *of));
-        let front = head.encode()?;
-        Ok(match tail {
-            Some((_, bytes)) => [front, bytes].concat().into(),
-            None => front,
-        })
+        folder::bundle(&self.dir, &self.files, &self.catalog, !self.options.staged, &self.descriptors).await
     }
 
     /// Writes `head` if an interrupted publisher left an old one.
-    async fn mend_head(&mut self) -> Result<()> {
-        let head = match self.head().await {
-            Ok(head) => head,
-            // A damaged or lost descriptor must not keep anybody from publishing a version that is whole.
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::Damaged) => {
-                tracing::warn!(error = %e, "head cannot be checked");
-                return Ok(());
-            }
-            Err(e) => return Err(e),
-        };
-        let path = self.dir.join(HEAD_OBJECT);
-        let there = blocking(move || files::read_optional(&path)).await?;
-        if there.as_deref() != Some(&head[..]) {
-            self.write(&head_path(), &head).await?;
+    async fn mend_head(&self) -> Result<()> {
+        if self.options.staged {
+            return Ok(());
         }
-        Ok(())
+        folder::mend_head(&self.dir, &self.files, &self.catalog, &self.descriptors).await
     }
 
     async fn write(&mut self, path: &ObjectPath, bytes: &[u8]) -> Result<u64> {
@@ -479,10 +468,8 @@ impl Publisher {
         if let Some(left) = &mut self.fail_at_write {
             *left = left.checked_sub(1).ok_or(Error::Cancelled)?;
         }
-        let (file, bytes) = (self.dir.join(path.as_str()), Bytes::copy_from_slice(bytes));
-        let length = bytes.len() as u64;
-        blocking(move || files::write_atomic(&file, &bytes, Access::Usual)).await?;
-        Ok(length)
+        folder::write(&self.dir, path, Bytes::copy_from_slice(bytes)).await?;
+        Ok(bytes.len() as u64)
     }
 }
 

@@ -72,12 +72,16 @@ pub(super) async fn insider(
 }
 
 fn known(public: bool, identity: &Identity) -> Reader {
-    let reply = identity.reply().and_then(|reply| HeaderValue::from_str(reply).ok());
-    Reader { public, reply, user: identity.name().map(str::to_owned) }
+    Reader { public, reply: reply(identity), user: identity.name().map(str::to_owned) }
+}
+
+/// What the answer tells a Kerberos client.
+pub(super) fn reply(identity: &Identity) -> Option<HeaderValue> {
+    HeaderValue::from_str(identity.reply()?).ok()
 }
 
 /// To somebody who may not. Denied looks like absent, except that who has shown nothing may show something.
-fn denied(anonymous: bool, challenges: Vec<String>) -> Response {
+pub(super) fn denied(anonymous: bool, challenges: Vec<String>) -> Response {
     if anonymous && !challenges.is_empty() { challenged(challenges) } else { not_found() }
 }
 

@@ -57,7 +57,7 @@ pub(super) fn judge(is_get: bool, headers: &HeaderMap, state: &State) -> Verdict
 }
 
 /// Whether the client's list of ETags has this one, or is `*`. `weakly` lets marks of weakness pass.
-fn names(headers: &HeaderMap, name: &HeaderName, etag: &str, weakly: bool) -> bool {
+pub(super) fn names(headers: &HeaderMap, name: &HeaderName, etag: &str, weakly: bool) -> bool {
     // No ETag of this server holds a comma, so one that does may come apart.
     headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).any(|one| {
         let one = one.trim();

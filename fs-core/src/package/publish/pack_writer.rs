@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::cut::Cut;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::package::block::Extent;
 use crate::package::descriptor::{Descriptor, PackRef};
 use crate::package::pack::{self, PACK_BLOCKS_MAX, PACK_FOOTER_BYTES, PACK_TARGET_BYTES, PackEntry, PackFooter};
@@ -57,8 +57,12 @@ pub(super) struct PackStore {
 }
 
 impl PackStore {
-    /// Reads the pack indexes of earlier versions. The caller holds the package's lock.
-    pub(super) fn open(package_dir: &Path, known: &[Descriptor]) -> Result<Self> {
+    /// Learns from `index_of` what the packs of earlier versions hold. The caller holds the package's lock.
+    pub(super) fn open(
+        package_dir: &Path,
+        known: &[Descriptor],
+        index_of: impl Fn(&PackRef) -> Result<Vec<PackEntry>>,
+    ) -> Result<Self> {
         let scratch = package_dir.join(SCRATCH_DIR);
         // What an interrupted publish left there is of no use to anybody.
         if scratch.exists() {
@@ -80,18 +84,21 @@ impl PackStore {
         };
         let mut seen = std::collections::HashSet::new();
         for pack in known.iter().flat_map(|d| &d.packs).filter(|p| seen.insert(p.object)) {
-            store.learn(pack)?;
+            store.learn(pack, index_of(pack))?;
         }
         Ok(store)
     }
 
-    /// Takes over the blocks of an earlier pack. It is read whole, because a new version must not be built upon a
+    /// Takes over the blocks of an earlier pack. On this machine it was read whole, because a new version must not be built upon a
     /// damaged one; that costs a fraction of compressing. The blocks of a pack that is missing or damaged are stored
     /// anew: where they come in the same order again, under the same name, which mends it.
-    fn learn(&mut self, pack: &PackRef) -> Result<()> {
-        let path = self.package_dir.join(pack.path().as_str());
-        let entries = match read_index(&path, pack) {
+    fn learn(&mut self, pack: &PackRef, entries: Result<Vec<PackEntry>>) -> Result<()> {
+        let entries = match entries {
             Ok(entries) => entries,
+            // A server that is away is no reason to send all again.
+            Err(e) if matches!(e.kind(), ErrorKind::Unreachable | ErrorKind::TimedOut | ErrorKind::Denied) => {
+                return Err(e);
+            }
             Err(e) => {
                 tracing::warn!("not reusing blocks of an earlier version: {e}");
                 return Ok(());
@@ -237,7 +244,9 @@ impl Drop for PackStore {
     }
 }
 
-fn read_index(path: &Path, pack: &PackRef) -> Result<Vec<PackEntry>> {
+/// Reads a pack whole, and gives its index.
+pub(super) fn read_index(package_dir: &Path, pack: &PackRef) -> Result<Vec<PackEntry>> {
+    let path = &package_dir.join(pack.path().as_str());
     let whence = format!("pack {}", pack.object);
     let broken = |e| Error::local("read", path, e);
     let mut file = File::open(path).map_err(broken)?;
