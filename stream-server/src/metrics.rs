@@ -174,11 +174,6 @@ impl Metrics {
         add(&self.counters.bytes[protocol as usize], bytes);
     }
 
-    /// More bytes of a body that is counted already, or of none.
-    pub(crate) fn bytes(&self, protocol: Protocol, bytes: u64) {
-        add(&self.counters.bytes[protocol as usize], bytes);
-    }
-
     /// How long it took until the answer to a request began.
     pub(crate) fn answered_after(&self, protocol: Protocol, took: Duration) {
         self.counters.answers[protocol as usize].add(took, &ANSWER_BOUNDS_MS);
@@ -207,11 +202,6 @@ impl Metrics {
     /// How many of something there are now.
     pub(crate) fn held(&self, gauge: Gauge) -> u64 {
         u64::try_from(self.counters.gauges[gauge as usize].load(Ordering::Relaxed)).unwrap_or(0)
-    }
-
-    /// Bytes of bodies sent so far, over all protocols.
-    pub(crate) fn bytes_sent(&self) -> u64 {
-        self.counters.bytes.iter().map(get).sum()
     }
 
     /// Somebody presented credentials.
@@ -438,13 +428,11 @@ mod tests {
         metrics.clone().request(Protocol::Http, 206, 24);
         metrics.request(Protocol::Rtsp, 454, 0);
         metrics.request(Protocol::Http, 7, 0);
-        metrics.bytes(Protocol::Rtsp, 65_535);
         let text = metrics.text();
         has(&text, "streamfs_server_requests_total{protocol=\"http\",status=\"206\"} 2");
         has(&text, "streamfs_server_requests_total{protocol=\"rtsp\",status=\"454\"} 1");
         has(&text, "streamfs_server_requests_total{protocol=\"http\",status=\"100\"} 1");
         has(&text, "streamfs_server_sent_bytes_total{protocol=\"http\"} 1024");
-        assert_eq!(metrics.bytes_sent(), 1024 + 65_535);
     }
 
     #[test]

@@ -29,7 +29,7 @@ fn three_versions() -> (Streamfs, PathBuf, Vec<PathBuf>) {
 
 fn gc(user: &Streamfs, content: &Path, more: &[&str]) -> Value {
     let content = content.to_str().expect("tests use plain paths");
-    let words = ["gc", content, "--json"].iter().chain(more).copied();
+    let words = ["gc", content, "--json"].into_iter().chain(more.iter().copied());
     user.ok(words).json()[0].clone()
 }
 

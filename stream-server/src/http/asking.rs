@@ -85,7 +85,7 @@ pub(super) fn denied(anonymous: bool, challenges: Vec<String>) -> Response {
     if anonymous && !challenges.is_empty() { challenged(challenges) } else { not_found() }
 }
 
-fn refused(refusal: &Refusal, challenges: Vec<String>) -> Response {
+pub(super) fn refused(refusal: &Refusal, challenges: Vec<String>) -> Response {
     match refusal {
         Refusal::Wrong => challenged(challenges),
         Refusal::TooMany { retry_after } => {

@@ -26,7 +26,7 @@ use fs_core::trust::receiving::{NotReceived, Received, receive};
 use fs_core::trust::{HEAD_OBJECT, METADATA_DIR};
 use fs_core::{Error, ErrorKind};
 
-use super::asking::{denied, identity};
+use super::asking::{denied, identity, refused};
 use super::conditions::names;
 use super::{COME_BACK, Target, Told};
 use crate::access::{Action, Identity};
@@ -117,12 +117,15 @@ async fn publisher(
     package: &PackagePath,
 ) -> Result<Identity, Response> {
     let identity = identity(shared, connection, headers).await?;
-    if shared.gate.may(&identity, package, Action::Publish).await {
+    let challenges = shared.gate.challenges(connection.is_private());
+    let may = async |action| {
+        let allowed = shared.gate.may(&identity, package, action).await;
+        allowed.map_err(|refusal| refused(&refusal, challenges.clone()))
+    };
+    if may(Action::Publish).await? {
         return Ok(identity);
     }
-    let challenges = shared.gate.challenges(connection.encrypted);
-    let reads = shared.gate.may(&identity, package, Action::Read).await;
-    if !reads || (identity.is_anonymous() && !challenges.is_empty()) {
+    if !may(Action::Read).await? || (identity.is_anonymous() && !challenges.is_empty()) {
         return Err(denied(identity.is_anonymous(), challenges));
     }
     Err(refusal(StatusCode::FORBIDDEN, "you may read this package, and not publish it"))
