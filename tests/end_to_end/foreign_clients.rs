@@ -77,9 +77,19 @@ impl Stage {
     }
 }
 
-/// Runs a client to its end.
+/// Runs a client to its end, which must be a good one.
 #[track_caller]
-fn ran(mut command: Command) -> Output {
+fn ran(command: Command) -> Output {
+    let shown = format!("{command:?}");
+    let said = ended(command);
+    let [out, err] = [&said.stdout, &said.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(said.status.success(), "{shown}: {}\n{out}{err}", said.status);
+    said
+}
+
+/// Runs a client to its end, whatever that is.
+#[track_caller]
+fn ended(mut command: Command) -> Output {
     let shown = format!("{command:?}");
     let (out, err) = (tempfile(), tempfile());
     command.stdin(Stdio::null()).stdout(clone(&out)).stderr(clone(&err));
@@ -87,12 +97,6 @@ fn ran(mut command: Command) -> Output {
         command.spawn().unwrap_or_else(|e| panic!("cannot start {shown} ({e}); `cargo xtask test` installs it"));
     let status = wait_for_exit(&mut child, &shown, DEADLINE);
     let (stdout, stderr) = (content(out), content(err));
-    assert!(
-        status.success(),
-        "{shown}: {status}\n{}{}",
-        String::from_utf8_lossy(&stdout),
-        String::from_utf8_lossy(&stderr)
-    );
     Output { status, stdout, stderr }
 }
 
@@ -176,7 +180,8 @@ fn ffprobe_sees_the_stream_by_rtsps() {
         assert_eq!(seen["streams"][0]["time_base"], "1/90000", "{seen}");
         let session = &stage.sessions(round + 1)[round];
         assert_eq!((&session["version"], &session["tls"]), (&"2.0".into(), &(scheme == "rtsps").into()));
-        assert!(session["bytes"].as_u64().is_some_and(|bytes| bytes > 0), "it played: {session}");
+        // OPTIONS, DESCRIBE, SETUP and PLAY; it knows enough then, and may leave before anything has come.
+        assert!(stage.answered("rtsp", "200") >= 4 * (round as u64 + 1), "{session}");
     }
     stage.end();
 }
@@ -188,16 +193,23 @@ fn gstreamer_takes_packets_by_rtsp_2_and_by_tls() {
     for (round, (scheme, version)) in cases.into_iter().enumerate() {
         let location = format!("location={}/app@2.0", stage.server.url(scheme));
         let mut command = stage.user.command("gst-launch-1.0");
-        // What rtspsrc says of the version goes to its own log.
-        command.env("GST_DEBUG", "rtspsrc:5").env("GST_DEBUG_NO_COLOR", "1").args(["--messages", "rtspsrc", &location]);
+        // Of the dialogue it tells in its own log.
+        command.env("GST_DEBUG", "rtspsrc:6").env("GST_DEBUG_NO_COLOR", "1");
+        command.args(["--messages", "rtspsrc", &location, "debug=true"]);
         command.arg(format!("default-rtsp-version={version}"));
         // The trial's authority is no system's; that certificates are looked at is tested with clients that know it.
         command.args(["protocols=tcp", "tls-validation-flags=0", "latency=0", "!", "fakesink", "num-buffers=5"]);
-        let said = ran(command);
+        // Its status says little: when the sink has had enough, its PAUSE and its TEARDOWN get into each other's way.
+        let said = ended(command);
         let (messages, log) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
         assert!(messages.contains("Sent PLAY request") && messages.contains("Got EOS"), "{messages}\n{log}");
-        let wanted = format!("RTSP/{}", version.replace('-', "."));
-        assert!(log.contains(&wanted) || !log.contains("RTSP/"), "{wanted}: {log}");
+        let wanted = version.replace('-', ".");
+        assert!(version == "1-0" || log.contains(&format!("Now using version: {wanted}")), "{log}");
+        for method in ["OPTIONS", "DESCRIBE", "SETUP", "PLAY", "TEARDOWN"] {
+            assert!(log.contains(&format!("method: '{method}'")), "{method}: {log}");
+        }
+        let answers: Vec<&str> = log.lines().filter(|line| line.contains("code:   '")).collect();
+        assert!(answers.len() >= 4 && answers.iter().all(|line| line.contains("'200'")), "{answers:?}");
         let session = &stage.sessions(round + 1)[round];
         assert_eq!((&session["version"], &session["tls"]), (&"2.0".into(), &(scheme == "rtsps").into()));
         assert!(session["bytes"].as_u64().is_some_and(|bytes| bytes > 100_000), "{session}");

@@ -150,12 +150,12 @@ mod tests {
 
     #[test]
     fn only_objects_of_the_package_itself_are_served() {
-        let is_served = |path: &str| super::is_served(&ObjectPath::new(path).unwrap());
+        let served = |path: &str| is_served(&ObjectPath::new(path).unwrap());
         for path in ["head", "packs/0a", "metadata/1.root.json", "launch/0a", "descriptors/1.0.json"] {
-            assert!(is_served(path), "{path}");
+            assert!(served(path), "{path}");
         }
         for path in ["access.toml", "other", "inner/head", "inner/packs/0a", "packs/inner/head", "packs"] {
-            assert!(!is_served(path), "{path}");
+            assert!(!served(path), "{path}");
         }
     }
 

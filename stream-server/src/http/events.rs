@@ -78,7 +78,7 @@ pub(super) async fn answer(
     let first = COME_BACK.to_owned() + &event("state", &package, &known.tag, &known.catalog.channels);
     let until = Instant::now() + LISTENING_MAX;
     let watching = shared.metrics.hold(Gauge::Watchers);
-    let uses = using(&shared, &connection, &package, &known, reader, request);
+    let uses = using(shared, &connection, &package, &known, reader, request);
     let (shared, tag) = (shared.clone(), known.tag.clone());
     let listening = Listening { shared, connection, package, heard, tag, until, _watching: watching, _uses: uses };
     let mut first = Some(first);

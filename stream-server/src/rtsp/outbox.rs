@@ -296,7 +296,7 @@ impl<T> Outbox<T> {
             if queues.flows.get(&turn.key).is_some_and(|flow| Arc::ptr_eq(flow, &turn.flow)) {
                 queues.flows.remove(&turn.key);
             }
-        } else if !turn.flow.is_cancelled() && !(queues.closing && turn.due.is_some()) {
+        } else if !(turn.flow.is_cancelled() || queues.closing && turn.due.is_some()) {
             queues.queue(turn);
         }
     }

@@ -74,7 +74,7 @@ fn thousands_who_are_only_there_are_in_nobodys_way() {
     let cost = siege.server.most_memory() - before;
     eprintln!(
         "{IDLE} idle connections took {} KiB each, {} MiB in all",
-        cost / IDLE as u64 >> 10,
+        (cost / IDLE as u64) >> 10,
         (before + cost) >> 20
     );
     assert!(cost < EACH_BYTES * IDLE as u64, "{} bytes for each of them", cost / IDLE as u64);
