@@ -343,11 +343,10 @@ impl Gate {
         Ok(sources.settings.status.includes(&identity))
     }
 
-    /// Values of `WWW-Authenticate` for an answer 401, one header each. `encrypted`: nobody else can read the
-    /// connection; that is so on the machine itself, too ([`is_private`]).
-    pub(crate) fn challenges(&self, encrypted: bool) -> Vec<String> {
+    /// Values of `WWW-Authenticate` for an answer 401 to `peer`, one header each: what would be taken on that connection.
+    pub(crate) fn challenges(&self, peer: IpAddr, encrypted: bool) -> Vec<String> {
         let Some(guarded) = &self.guarded else { return Vec::new() };
-        guarded.in_force.read().challenges(encrypted)
+        guarded.in_force.read().challenges(is_private(peer, encrypted))
     }
 
     fn note(
@@ -389,7 +388,7 @@ impl Gate {
 }
 
 /// Whether nobody between the client and here can read along.
-pub(crate) fn is_private(peer: IpAddr, encrypted: bool) -> bool {
+fn is_private(peer: IpAddr, encrypted: bool) -> bool {
     encrypted || peer.to_canonical().is_loopback()
 }
 

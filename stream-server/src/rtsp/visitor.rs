@@ -47,7 +47,7 @@ impl Visitor {
             identity = self.identify(gate, authorization).await?;
             may = gate.may(&identity, package, Action::Read).await;
         }
-        let challenges = gate.challenges(self.encrypted);
+        let challenges = gate.challenges(self.peer, self.encrypted);
         if may.map_err(|refusal| refused(&refusal, challenges.clone()))? {
             return Ok(());
         }
@@ -76,7 +76,7 @@ impl Visitor {
             Some(header) if same && is_good_once(header) => {
                 return match &self.known {
                     Some((identity, _)) => Ok(identity.clone()),
-                    None => Err(Refused::challenged(gate.challenges(self.encrypted))),
+                    None => Err(Refused::challenged(gate.challenges(self.peer, self.encrypted))),
                 };
             }
             Some(header) => Presented::from_header(header),
@@ -93,7 +93,7 @@ impl Visitor {
             }
             Err(refusal) => {
                 (self.known, self.header) = (None, None);
-                Err(refused(&refusal, gate.challenges(self.encrypted)))
+                Err(refused(&refusal, gate.challenges(self.peer, self.encrypted)))
             }
         }
     }
