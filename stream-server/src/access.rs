@@ -389,7 +389,7 @@ impl Gate {
 }
 
 /// Whether nobody between the client and here can read along.
-pub(crate) fn is_private(peer: IpAddr, encrypted: bool) -> bool {
+fn is_private(peer: IpAddr, encrypted: bool) -> bool {
     encrypted || peer.to_canonical().is_loopback()
 }
 

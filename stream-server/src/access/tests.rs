@@ -91,7 +91,7 @@ async fn without_an_access_file_everybody_reads_and_nobody_publishes() {
     let package = "any/app".parse().unwrap();
     assert_eq!(gate.may(&identity, &package, Action::Read).await, Ok(true));
     assert_eq!(gate.may(&identity, &package, Action::Publish).await, Ok(false));
-    assert!(gate.challenges(true).is_empty());
+    assert!(gate.challenges(PEER, true).is_empty());
     assert_eq!(gate.may_see_status(&identity).await, Ok(true));
     gate.reload().unwrap();
 }
@@ -180,12 +180,13 @@ async fn secrets_are_not_taken_in_clear_but_from_this_machine() {
     clear("::ffff:127.0.0.1".parse().unwrap()).await.unwrap();
     let bearer = Presented::Bearer("token".into());
     assert_eq!(server.gate.identify(bearer, PEER, false).await.unwrap_err(), Refusal::NotInClear);
-    assert!(server.gate.challenges(false).is_empty());
-    assert_eq!(server.gate.challenges(true), ["Basic realm=\"streamfs\", charset=\"UTF-8\""]);
+    assert!(server.gate.challenges(PEER, false).is_empty());
+    assert_eq!(server.gate.challenges(HERE, false), server.gate.challenges(PEER, true), "nobody reads along");
+    assert_eq!(server.gate.challenges(PEER, true), ["Basic realm=\"streamfs\", charset=\"UTF-8\""]);
 
     let server = Server::new(&format!("allow_in_clear = true\n{RULES}"));
     server.gate.identify(basic("ann", "right"), PEER, false).await.unwrap();
-    assert_eq!(server.gate.challenges(false).len(), 1);
+    assert_eq!(server.gate.challenges(PEER, false).len(), 1);
 }
 
 #[tokio::test]
