@@ -343,11 +343,10 @@ impl Gate {
         Ok(sources.settings.status.includes(&identity))
     }
 
-    /// Values of `WWW-Authenticate` for an answer 401, one header each. `private`: nobody else can read the connection
-    /// ([`is_private`]).
-    pub(crate) fn challenges(&self, private: bool) -> Vec<String> {
+    /// Values of `WWW-Authenticate` for an answer 401 to `peer`, one header each: what would be taken on that connection.
+    pub(crate) fn challenges(&self, peer: IpAddr, encrypted: bool) -> Vec<String> {
         let Some(guarded) = &self.guarded else { return Vec::new() };
-        guarded.in_force.read().challenges(private)
+        guarded.in_force.read().challenges(is_private(peer, encrypted))
     }
 
     fn note(

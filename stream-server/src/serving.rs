@@ -7,7 +7,7 @@ use fs_core::backend::LaunchReport;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::access::{Gate, Presented, is_private};
+use crate::access::{Gate, Presented};
 use crate::access_log::{AccessLog, Entry, Event};
 use crate::clients::{Clients, Launch, Presence};
 use crate::content::{Content, PackagePath};
@@ -29,12 +29,6 @@ pub(crate) struct Connection {
     /// Becomes true when the server is about to end: what runs may finish, nothing new shall begin.
     pub(crate) ending: watch::Receiver<bool>,
 }
-
-impl Connection {
-    /// Whether secrets may be shown on it: nobody between here and there can read along.
-    pub(crate) fn is_private(&self) -> bool {
-        is_private(self.peer.ip(), self.encrypted)
-    }
 
     /// Waits until the server is about to end.
     pub(crate) async fn is_ending(&self) {

@@ -75,7 +75,7 @@ async fn folders_hidden_files_and_writes_are_refused() {
         assert!(body.is_empty(), "{path}");
     }
     let (head, _) = ask(server.address, "PUT", "/app/head", "Content-Length: 0\r\n").await;
-    assert!(head.starts_with("http/1.1 405"), "{head}");
+    assert!(head.starts_with("http/1.1 403"), "nobody publishes to a server without an access file: {head}");
     let (head, body) = ask(server.address, "GET", "/healthz", "").await;
     assert!(head.starts_with("http/1.1 200") && body == b"ok\n", "{head}");
 }

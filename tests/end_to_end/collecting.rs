@@ -90,7 +90,7 @@ fn retired_versions_go_and_the_others_stay_whole() {
 }
 
 #[test]
-fn what_a_server_s_clients_use_stays_until_they_are_gone() {
+fn what_is_in_use_is_not_collected() {
     for scheme in ["http", "rtsp"] {
         let (user, content, sources) = three_versions();
         let server = Served::start(&user, &content, &[]);

@@ -257,6 +257,7 @@ fn carry_out(
 
     let tree_bytes_new = if tree_is_new { descriptor.tree.bytes } else { 0 };
     let descriptor_bytes_new = if added == Added::New { bytes.len() as u64 } else { 0 };
+    let new_bytes_stored = packs.new_bytes() + tree_bytes_new + launch_bytes_new + descriptor_bytes_new;
     let launch_bytes: u64 = descriptor.launch.iter().map(|set| set.bytes + set.profile.bytes).sum();
     let stored = packs.used_bytes() + descriptor.tree.bytes + launch_bytes + bytes.len() as u64;
     let has = |name: &String| descriptor.launch.iter().any(|set| set.name == *name);
@@ -271,7 +272,7 @@ fn carry_out(
         bytes: descriptor.totals.allocated_bytes,
         blocks: packs.used_blocks(),
         new_blocks: packs.new_blocks(),
-        new_bytes_stored: packs.new_bytes() + tree_bytes_new + launch_bytes_new + descriptor_bytes_new,
+        new_bytes_stored: sent.map_or(new_bytes_stored, |sent| sent.bytes),
         launch,
         launch_sets_dropped,
         stored_bytes_of_version: stored,

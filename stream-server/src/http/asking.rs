@@ -32,7 +32,7 @@ pub(super) async fn identity(
         Ok(presented) => shared.gate.identify(presented, connection.peer.ip(), connection.encrypted).await,
         Err(refusal) => Err(refusal),
     };
-    identified.map_err(|refusal| refused(&refusal, shared.gate.challenges(connection.is_private())))
+    identified.map_err(|refusal| refused(&refusal, shared.gate.challenges(connection.peer.ip(), connection.encrypted)))
 }
 
 /// Lets those through who may read `package`.
@@ -45,7 +45,7 @@ pub(super) async fn reader(
     let identity = identity(shared, connection, headers).await?;
     let may = async |identity: &Identity| match shared.gate.may(identity, package, Action::Read).await {
         Ok(allowed) => Ok(allowed),
-        Err(refusal) => Err(refused(&refusal, shared.gate.challenges(connection.is_private()))),
+        Err(refusal) => Err(refused(&refusal, shared.gate.challenges(connection.peer.ip(), connection.encrypted))),
     };
     if may(&Identity::anonymous()).await? {
         return Ok(known(true, &identity));
@@ -53,7 +53,7 @@ pub(super) async fn reader(
     if !identity.is_anonymous() && may(&identity).await? {
         return Ok(known(false, &identity));
     }
-    Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.is_private())))
+    Err(denied(identity.is_anonymous(), shared.gate.challenges(connection.peer.ip(), connection.encrypted)))
 }
 
 /// Lets those through who may see how the server is.
@@ -63,7 +63,7 @@ pub(super) async fn insider(
     headers: &HeaderMap,
 ) -> Result<Identity, Response> {
     let identity = identity(shared, connection, headers).await?;
-    let challenges = || shared.gate.challenges(connection.is_private());
+    let challenges = || shared.gate.challenges(connection.peer.ip(), connection.encrypted);
     match shared.gate.may_see_status(&identity).await {
         Ok(true) => Ok(identity),
         Ok(false) => Err(denied(identity.is_anonymous(), challenges())),

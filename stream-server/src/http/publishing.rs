@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -40,6 +40,9 @@ use incoming::{Incoming, NotKept, ObjectName};
 const TAKEN_AT_A_TIME: usize = 64;
 /// A client of which nothing comes for so long is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// What is read of a body that nobody wants, and for how long.
+const UNREAD_MAX_BYTES: usize = 128 << 20;
+const UNREAD_WITHIN: Duration = Duration::from_secs(10);
 /// How long a publication waits for another one of the same package.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -117,7 +120,7 @@ async fn publisher(
     package: &PackagePath,
 ) -> Result<Identity, Response> {
     let identity = identity(shared, connection, headers).await?;
-    let challenges = shared.gate.challenges(connection.is_private());
+    let challenges = shared.gate.challenges(connection.peer.ip(), connection.encrypted);
     let may = async |action| {
         let allowed = shared.gate.may(&identity, package, action).await;
         allowed.map_err(|refusal| refused(&refusal, challenges.clone()))
@@ -149,11 +152,14 @@ async fn take(folder: &Path, object: &ObjectPath, name: ObjectName, headers: &He
         Ok(length) => length,
         Err(refused) => return refused,
     };
+    let mut body = body.into_data_stream();
     let mut incoming = match Incoming::begin(folder, object, name, length).await {
         Ok(incoming) => incoming,
-        Err(e) => return not_kept(object, &e),
+        Err(e) => {
+            drain(body).await;
+            return not_kept(object, &e);
+        }
     };
-    let mut body = body.into_data_stream();
     loop {
         let kept = match tokio::time::timeout(SILENCE_MAX, body.try_next()).await {
             Err(_) => return refusal(StatusCode::REQUEST_TIMEOUT, "nothing came for too long"),
@@ -163,6 +169,7 @@ async fn take(folder: &Path, object: &ObjectPath, name: ObjectName, headers: &He
             Ok(Ok(None)) => break,
         };
         if let Err(e) = kept {
+            drain(body).await;
             return not_kept(object, &e);
         }
     }
@@ -171,6 +178,22 @@ async fn take(folder: &Path, object: &ObjectPath, name: ObjectName, headers: &He
         Ok(false) => StatusCode::NO_CONTENT.into_response(),
         Err(e) => not_kept(object, &e),
     }
+}
+
+/// Lets the rest of a body come, so that its sender hears the answer: a connection that is closed while something is unread
+/// is reset, and what was said last gets lost.
+async fn drain(mut body: BodyDataStream) {
+    let mut left = UNREAD_MAX_BYTES;
+    let unread = async {
+        while let Ok(Some(piece)) = body.try_next().await {
+            left = left.saturating_sub(piece.len());
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Who is slower than that has to make do without.
+    let _ = tokio::time::timeout(UNREAD_WITHIN, unread).await;
 }
 
 /// The length that the body will have.

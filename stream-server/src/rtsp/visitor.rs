@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::replies::Refused;
-use crate::access::{Action, Gate, Identity, Presented, Refusal, is_private};
+use crate::access::{Action, Gate, Identity, Presented, Refusal};
 use crate::content::PackagePath;
 
 /// How long an identity is used before the gate is asked again. The gate's own memory decides what that costs.
@@ -47,7 +47,7 @@ impl Visitor {
             identity = self.identify(gate, authorization).await?;
             may = gate.may(&identity, package, Action::Read).await;
         }
-        let challenges = gate.challenges(is_private(self.peer, self.encrypted));
+        let challenges = gate.challenges(self.peer, self.encrypted);
         if may.map_err(|refusal| refused(&refusal, challenges.clone()))? {
             return Ok(());
         }
@@ -80,7 +80,7 @@ impl Visitor {
             Some(header) if same && is_good_once(header) => {
                 return match &self.known {
                     Some((identity, _)) => Ok(identity.clone()),
-                    None => Err(Refused::challenged(gate.challenges(is_private(self.peer, self.encrypted)))),
+                    None => Err(Refused::challenged(gate.challenges(self.peer, self.encrypted))),
                 };
             }
             Some(header) => Presented::from_header(header),
@@ -97,7 +97,7 @@ impl Visitor {
             }
             Err(refusal) => {
                 (self.known, self.header) = (None, None);
-                Err(refused(&refusal, gate.challenges(is_private(self.peer, self.encrypted))))
+                Err(refused(&refusal, gate.challenges(self.peer, self.encrypted)))
             }
         }
     }

@@ -24,6 +24,8 @@ const PIECE_BYTES: usize = 256 << 10;
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// Tries of what a server says came damaged, or is refused for reasons that may pass.
 const TRIES: u32 = 3;
+/// How a refusal begins that says that a condition is missing (RFC 6585, section 3).
+const UNCONDITIONAL: &str = "428";
 /// Tries of anything: a connection that always breaks at the same place never gets through.
 const TRIES_MAX: u32 = 100;
 /// As much of a server's words as is shown.
@@ -78,6 +80,26 @@ impl Uploader {
     pub fn new(backend: HttpBackend) -> Result<Self> {
         let client = client(&backend.config)?;
         Ok(Self { backend, client })
+    }
+
+    /// Asks whether this may be published to, before anything long is sent.
+    ///
+    /// # Errors
+    /// As [`Self::put_file`].
+    pub async fn check(&self) -> Result<()> {
+        let object = ObjectPath::new(crate::trust::HEAD_OBJECT)?;
+        let transfer = Arc::new(Transfer::default());
+        self.persistently(|| async {
+            let sent = Sent::new(transfer.clone());
+            // Without a condition nothing is ever changed; whoever may publish is told that it is missing.
+            match self.put(&object, Body::from(Bytes::new()), 0, None, &sent).await {
+                Err(Failed { error: Error::NotTaken { reason, .. }, .. }) if reason.starts_with(UNCONDITIONAL) => {
+                    Ok(())
+                }
+                other => other,
+            }
+        })
+        .await
     }
 
     /// Stores the bytes of `file` as `object`.

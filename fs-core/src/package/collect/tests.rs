@@ -11,7 +11,7 @@ fn three_versions() -> Stage {
     let stage = Stage::new();
     let source = stage.folder("source");
     for version in 1..=3 {
-        std::fs::write(source.join("file"), noise(version, 100_000)).unwrap();
+        fs::write(source.join("file"), noise(version, 100_000)).unwrap();
         stage.publish(&source, &version.to_string());
     }
     stage

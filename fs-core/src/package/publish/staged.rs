@@ -87,6 +87,7 @@ impl Staged {
             )));
         };
         let uploader = Uploader::new(HttpBackend::new(root, &location.package, config)?)?;
+        uploader.check().await?;
         let backend = backend::open(location, config)?;
         let own = scratch.join(&blake3::hash(location.package_key().as_bytes()).to_hex()[..32]);
         let content_root = own.join("content");

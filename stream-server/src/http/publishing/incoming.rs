@@ -170,7 +170,7 @@ impl Drop for Scratch {
 }
 
 fn has_room(free_bytes: u64, length: u64) -> bool {
-    free_bytes >= length.saturating_add(KEEP_FREE_BYTES)
+    length.checked_add(KEEP_FREE_BYTES).is_some_and(|wanted| free_bytes >= wanted)
 }
 
 fn keep(
