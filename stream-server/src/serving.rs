@@ -30,6 +30,7 @@ pub(crate) struct Connection {
     pub(crate) ending: watch::Receiver<bool>,
 }
 
+impl Connection {
     /// Waits until the server is about to end.
     pub(crate) async fn is_ending(&self) {
         // An error means that the server is gone altogether.

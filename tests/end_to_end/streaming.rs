@@ -238,12 +238,12 @@ fn a_certificate_says_who_somebody_is() {
     let files = folder.folder("files");
     let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     openssl(&files, &format!("req -x509 -days 30 -subj /CN=clients -keyout ca.key -out ca.pem {key}"));
+    let leaf = "basicConstraints=critical,CA:FALSE\nextendedKeyUsage=clientAuth\n";
+    fs::write(files.join("leaf.ext"), leaf).expect("a folder of the test");
     for (authority, user) in [("ca", "ann"), ("ca", "bob")] {
-        let signed = format!("-CA {authority}.pem -CAkey {authority}.key");
-        openssl(
-            &files,
-            &format!("req -x509 -days 30 -subj /CN={user} -keyout {user}.key -out {user}.pem {signed} {key}"),
-        );
+        openssl(&files, &format!("req -subj /CN={user} -keyout {user}.key -out {user}.csr {key}"));
+        let signed = format!("-CA {authority}.pem -CAkey {authority}.key -CAcreateserial -out {user}.pem");
+        openssl(&files, &format!("x509 -req -days 30 -in {user}.csr -extfile leaf.ext {signed}"));
     }
     // Of nobody whom the server knows.
     openssl(&files, &format!("req -x509 -days 30 -subj /CN=ann -keyout eve.key -out eve.pem {key}"));
