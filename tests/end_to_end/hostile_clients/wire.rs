@@ -187,7 +187,6 @@ pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) session: String,
     pub(super) cseq: Option<String>,
-    pub(super) body: Vec<u8>,
 }
 
 /// A client of RTSP.
@@ -255,7 +254,6 @@ impl Talk {
                         status: response.status().into(),
                         session: named.unwrap_or_default().to_owned(),
                         cseq: header(&response, "CSeq").map(str::to_owned),
-                        body: response.body().clone(),
                     });
                 }
                 Item::Request(_) | Item::OtherVersion { .. } => {}
