@@ -25,6 +25,8 @@ enum Server {
 }
 
 const OBJECT: &str = "packs/one";
+const SMALL: &str = "metadata/small";
+const EMPTY: &str = "metadata/empty";
 const LENGTH: usize = 300_000;
 
 fn bytes() -> Vec<u8> {
@@ -35,9 +37,10 @@ fn content() -> tempfile::TempDir {
     let root = tempfile::tempdir().expect("a temporary folder");
     let package = root.path().join("app");
     fs::create_dir_all(package.join("packs")).expect("a fresh folder");
+    fs::create_dir_all(package.join("metadata")).expect("a fresh folder");
     fs::write(package.join(OBJECT), bytes()).expect("a fresh folder");
-    fs::write(package.join("small"), "small object").expect("a fresh folder");
-    fs::write(package.join("empty"), "").expect("a fresh folder");
+    fs::write(package.join(SMALL), "small object").expect("a fresh folder");
+    fs::write(package.join(EMPTY), "").expect("a fresh folder");
     // A streaming server serves packages only; what tells one is that it has a head.
     fs::write(package.join("head"), "no real one").expect("a fresh folder");
     // Beside the package: must not be reachable through it.
@@ -152,17 +155,17 @@ fn what_is_not_there_is_not_found() {
 #[test]
 fn small_objects_come_whole_and_only_when_changed() {
     for_each(|backend, package| async move {
-        let name = object("small");
+        let name = object(SMALL);
         let read = async |known: Option<&_>| backend.read_small(&name, 100, known).await.expect("reads");
         let SmallRead::Object { bytes, validator } = read(None).await else { panic!("nothing was known") };
         assert_eq!(&bytes[..], b"small object");
         let validator = validator.expect("all of these give one");
         assert!(matches!(read(Some(&validator)).await, SmallRead::NotModified));
-        fs::write(package.join("small"), "a changed one").expect("own folder");
+        fs::write(package.join(SMALL), "a changed one").expect("own folder");
         let SmallRead::Object { bytes, .. } = read(Some(&validator)).await else { panic!("it changed") };
         assert_eq!(&bytes[..], b"a changed one");
-        fs::write(package.join("small"), "small object").expect("own folder");
-        let empty = backend.read_small(&object("empty"), 100, None).await.expect("reads");
+        fs::write(package.join(SMALL), "small object").expect("own folder");
+        let empty = backend.read_small(&object(EMPTY), 100, None).await.expect("reads");
         assert!(matches!(empty, SmallRead::Object { bytes, .. } if bytes.is_empty()));
     });
 }
@@ -210,8 +213,7 @@ fn a_beginning_comes_first_and_the_rest_follows() {
             backend.read_beginning(&name, LENGTH as u64, None, Enough::when(&|came| came.len() >= wanted)).await;
         drop(dropped.expect("reads"));
         let patience = Duration::from_secs(5);
-        let small =
-            backend.read_beginning_within(patience, &object("small"), 100, None, Enough::when(&|_| false)).await;
+        let small = backend.read_beginning_within(patience, &object(SMALL), 100, None, Enough::when(&|_| false)).await;
         assert!(matches!(small, Ok(Beginning::Object { front, .. }) if front[..] == *b"small object"));
         let Err(error) = backend.read_beginning(&name, LENGTH as u64 - 1, None, Enough::when(&|_| true)).await else {
             panic!("too long, however little is wanted");
@@ -247,7 +249,7 @@ fn wrong_credentials_are_denied_and_not_shown() {
     let credentials = Credentials::Basic { user: "reader".to_owned(), password: "wr0ng-secret".to_owned() };
     let backend = backend(&server.url(), &OriginConfig { credentials, ..config() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let error = runtime.block_on(backend.read_small(&object("small"), 100, None)).expect_err("denied");
+    let error = runtime.block_on(backend.read_small(&object(SMALL), 100, None)).expect_err("denied");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert!(!format!("{error} {error:?} {backend:?}").contains("wr0ng-secret"), "{error:?} {backend:?}");
 }

@@ -417,7 +417,9 @@ impl About<'_> {
             }
             501 | 551 => self.bad(format!("{reason}; this server does not offer what streamfs needs (docs/RTSP.md)")),
             453 | 500 | 503 => match retry_after {
-                Some(retry_after) => Error::Overloaded { object, origin, reason, retry_after },
+                Some(retry_after) => {
+                    Error::Overloaded { object, origin, reason: format!("{status} {reason}"), retry_after }
+                }
                 None => self.unreachable(format!("{status} {reason}")),
             },
             _ => self.bad(format!("{status} {reason}")),

@@ -346,7 +346,6 @@ mod tests {
         assert_eq!(it.publish.keys_dir, Some(PathBuf::from("/k")));
         assert_eq!((it.server.listen.len(), it.server.tls_only), (2, Some(true)));
         assert_eq!((it.server.drain, it.server.connections), (Some(Duration::from_secs(10)), Some(100)));
-        assert_eq!(it.origins.len(), 2);
         assert_eq!(it.origins.len(), 3);
         assert_eq!(it.origins[2].credentials, Some(CredentialSource::Kerberos));
         assert!(!it.origins[0].credentials.as_ref().unwrap().is_inline());

@@ -150,7 +150,7 @@ fn around(root: &Path, package: &PackagePath) -> Option<PathBuf> {
 async fn take(folder: &Path, object: &ObjectPath, name: ObjectName, headers: &HeaderMap, body: Body) -> Response {
     let length = match length(headers, name.limit_bytes()) {
         Ok(length) => length,
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     let mut body = body.into_data_stream();
     let mut incoming = match Incoming::begin(folder, object, name, length).await {
@@ -197,12 +197,12 @@ async fn drain(mut body: BodyDataStream) {
 }
 
 /// The length that the body will have.
-fn length(headers: &HeaderMap, limit_bytes: u64) -> Result<u64, Response> {
+fn length(headers: &HeaderMap, limit_bytes: u64) -> Result<u64, Box<Response>> {
     let told = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.trim().parse::<u64>().ok());
     match told {
-        None => Err(refusal(StatusCode::LENGTH_REQUIRED, "say by Content-Length how long it is")),
+        None => Err(Box::new(refusal(StatusCode::LENGTH_REQUIRED, "say by Content-Length how long it is"))),
         Some(length) if length > limit_bytes => {
-            Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("it may have {limit_bytes} bytes")))
+            Err(Box::new(refusal(StatusCode::PAYLOAD_TOO_LARGE, format!("it may have {limit_bytes} bytes"))))
         }
         Some(length) => Ok(length),
     }
@@ -244,7 +244,7 @@ async fn commit(
         }
     };
     if let Err(refused) = length(headers, HEAD_BYTES_MAX) {
-        return refused;
+        return *refused;
     }
     let read = axum::body::to_bytes(body, HEAD_BYTES_MAX as usize);
     let bundle = match tokio::time::timeout(SILENCE_MAX * 4, read).await {

@@ -219,8 +219,10 @@ async fn a_long_range_comes_window_by_window() {
     assert!((1..=9).contains(&credits), "{credits}");
     // What fits into the window needs no credit.
     range(&b, "long", 0..WINDOW_BYTES).await.unwrap();
-    let last = server.requests().pop().unwrap();
-    assert!(last.starts_with("READ") && !last.contains("window"), "{last}");
+    // The last credit of the range before may come behind it.
+    let requests = server.requests();
+    let last = requests.iter().rfind(|request| request.starts_with("READ")).unwrap();
+    assert!(!last.contains("window"), "{last}");
 }
 
 #[tokio::test]
@@ -308,7 +310,8 @@ async fn refused_reads_are_named() {
         let b = backend(&server);
         assert_eq!(range(&b, "note", 0..4).await.unwrap_err().kind(), kind, "{code}");
         assert_eq!(range(&b, "note", 0..4).await.unwrap(), "hell");
-        assert_eq!(server.connections(), 1, "only the request was refused");
+        // Who is not believed any more says who it is on a new connection; else only the request was refused.
+        assert_eq!(server.connections(), if code == 401 { 2 } else { 1 }, "{code}");
     }
     // A session that the server has forgotten is made anew.
     let server = Server::of(objects()).await;
