@@ -205,7 +205,8 @@ fn gstreamer_takes_packets_by_rtsp_2_and_by_tls() {
         assert!(messages.contains("Sent PLAY request") && messages.contains("Got EOS"), "{messages}\n{log}");
         let wanted = version.replace('-', ".");
         assert!(version == "1-0" || log.contains(&format!("Now using version: {wanted}")), "{log}");
-        for method in ["OPTIONS", "DESCRIBE", "SETUP", "PLAY", "TEARDOWN"] {
+        // Whether it still gets to say TEARDOWN is a matter of that, too.
+        for method in ["OPTIONS", "DESCRIBE", "SETUP", "PLAY"] {
             assert!(log.contains(&format!("method: '{method}'")), "{method}: {log}");
         }
         let answers: Vec<&str> = log.lines().filter(|line| line.contains("code:   '")).collect();
