@@ -202,13 +202,16 @@ async fn complete(
 
 /// Writes what is new, in the order of docs/FORMAT.md.
 async fn put(dir: &Path, current: Option<&Verified>, new: &Verified) -> Result<()> {
-    let bytes =
-        |path: &ObjectPath| new.files.get(path).cloned().expect("verification gathered the files that it accepted");
+    // Verification gathers what it accepts; but what comes from outside must not end a server if that ever fails.
+    let bytes = |path: &ObjectPath| {
+        let absent = || Error::damaged(path.as_str(), "it was not among what was verified");
+        new.files.get(path).cloned().ok_or_else(absent)
+    };
     let newest = current.map_or(0, |current| current.numbers.root);
     let roots: Vec<ObjectPath> = (newest + 1..=new.numbers.root).map(root_path).collect();
     if current.is_none() {
         for path in &roots {
-            folder::write(dir, path, bytes(path)).await?;
+            folder::write(dir, path, bytes(path)?).await?;
         }
     }
     for path in [
@@ -216,14 +219,14 @@ async fn put(dir: &Path, current: Option<&Verified>, new: &Verified) -> Result<(
         metadata_path(&format!("{}.snapshot.json", new.numbers.snapshot)),
     ] {
         if current.and_then(|current| current.files.get(&path)).is_none() {
-            folder::write(dir, &path, bytes(&path)).await?;
+            folder::write(dir, &path, bytes(&path)?).await?;
         }
     }
-    folder::write(dir, &timestamp_path(), bytes(&timestamp_path())).await?;
+    folder::write(dir, &timestamp_path(), bytes(&timestamp_path())?).await?;
     if current.is_some() {
         // Signed by the keys of the root before, too, like the metadata before it.
         for path in &roots {
-            folder::write(dir, path, bytes(path)).await?;
+            folder::write(dir, path, bytes(path)?).await?;
         }
     }
     mend(dir, new).await
